@@ -1,0 +1,65 @@
+"""Opening files that somebody else named: only ordinary ones, without hanging, with errors that can be read."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import BinaryIO
+
+from ..errors import GradlightError
+
+__all__ = ["PathLike", "open_regular", "shown"]
+
+PathLike = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a named pipe (fifo)",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def shown(path: PathLike) -> str:
+    """Show a path in a message: as it is, or quoted with escapes where it would break the line or cannot be printed.
+
+    Raises GradlightError for what is no path at all.
+    """
+    if not isinstance(path, str | bytes | os.PathLike):
+        raise GradlightError(f"the path of a file was expected, got {type(path).__name__}: {path!r}")
+    text = os.fsdecode(path)
+    return text if text and text.isprintable() else repr(text)
+
+
+def open_regular(path: PathLike) -> BinaryIO:
+    """Open an ordinary file for reading bytes, following links to files.
+
+    Raises GradlightError, naming the file, for whatever is missing, not readable or not an ordinary file; a pipe,
+    socket or device is never read and never waited for.
+    """
+    name = shown(path)
+    try:
+        # Looked at before it is opened, because opening a device can already do something.
+        _refuse_special(name, os.stat(path).st_mode)
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except GradlightError:
+        raise
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise GradlightError(f"{name}: cannot be opened: {why}. Check the path and its permissions.") from error
+    except ValueError as error:
+        raise GradlightError(f"{name}: not a valid path: {error}.") from error
+    try:
+        # And once more on what was really opened: the name may have come to mean something else.
+        _refuse_special(name, os.fstat(descriptor).st_mode)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _refuse_special(name: str, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        kind = _KINDS.get(stat.S_IFMT(mode), "something special")
+        raise GradlightError(f"{name}: {kind}, not a regular file. Give the path of one file.")

@@ -1,0 +1,228 @@
+"""Safe reading of images: whatever bytes a file holds, an upright RGB picture or one clear refusal."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from ..errors import GradlightError
+from .files import PathLike, open_regular, shown
+
+__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "find", "load", "sha256", "upright"]
+
+MAX_PIXELS = 100_000_000
+_LIMIT = f"{MAX_PIXELS // 1_000_000} megapixels"
+
+# Tried in this order on the content. No PostScript or other vector format: Pillow would start a program on it.
+# TGA is the last, because it has no signature of its own.
+_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "ICO", "JPEG2000", "AVIF", "TGA")
+
+IMAGE_SUFFIXES = frozenset(
+    {".avif", ".bmp", ".gif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo"}
+    | {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
+)
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+_ODD_TIFF = "a damaged TIFF, or a kind that is not supported (64-bit floats, many channels): convert it to 8-bit RGB"
+_LOOKS_LIKE = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the image itself: run `git lfs pull`"),
+    (b"%!ps", "PostScript, which is never run: export it as PNG"),
+    (b"\xc5\xd0\xd3\xc6", "PostScript, which is never run: export it as PNG"),
+    (b"%pdf", "a PDF: export the page as PNG"),
+    (b"\x1f\x8b", "gzip-compressed data: unpack it first"),
+    (b"pk\x03\x04", "a zip archive: unpack it first"),
+    (b"\x93numpy", "a NumPy array: load it with numpy.load and pass the array"),
+    (b"<svg", "SVG, a vector format: export it as PNG"),
+    (b"<?xml", "XML (SVG?), a vector format or data: export it as PNG"),
+    (b"<!doctype", "a web page, perhaps an error page saved in place of the image: download it again"),
+    (b"<html", "a web page, perhaps an error page saved in place of the image: download it again"),
+    (b"ii*\0", _ODD_TIFF),
+    (b"mm\0*", _ODD_TIFF),
+    (b"{", "JSON text, perhaps an error saved in place of the image: download it again"),
+)
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
+
+class _UnusableError(Exception):
+    """Why this picture is refused; load() puts the file's name before it."""
+
+
+def load(path: PathLike) -> Image.Image:
+    """Read an image file as an upright RGB picture.
+
+    The content decides the format, not the name. The EXIF orientation is applied and kept as
+    `image.info["orientation"]` (1 to 8; 1 where there is none or nonsense), the only entry of `info`. Transparency
+    is laid over white. Of animations and many pages, the first is read. 16-bit samples are divided by 257, never
+    clipped or stretched; float samples must lie in 0 to 1 or in 0 to 255. Colour profiles and gamma are ignored,
+    as in the loaders that networks were trained with. Files cut short are refused, unless the program has set
+    Pillow's LOAD_TRUNCATED_IMAGES. No global setting of Pillow is changed, so threads may load at the same time.
+
+    Raises GradlightError, which names the file, for everything that is not a whole image of at most MAX_PIXELS; the
+    size is looked at before anything is decoded.
+    """
+    with open_regular(path) as stream:
+        try:
+            return _decode(stream)
+        except UnidentifiedImageError as error:
+            cause: Exception = error
+            reason = _unidentified(stream)
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            cause, reason = error, f"too many pixels ({error}): make it smaller first, the limit is {_LIMIT}"
+        except _UnusableError as error:
+            cause, reason = error, str(error)
+        # Broken bytes make Pillow's readers fail in any way: SyntaxError, struct.error, IndexError, zlib.error …
+        except Exception as error:
+            detail = str(error) or type(error).__name__
+            cause, reason = error, f"damaged or truncated, cannot be decoded ({detail}): get a whole copy of it"
+    raise GradlightError(f"{shown(path)}: {reason}.") from cause
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Bring a Pillow image that is in memory to an upright RGB picture of its own, as `load` does with a file.
+
+    Raises GradlightError for samples without a range that is known, and for a file behind it that is damaged.
+    """
+    orientation = _orientation(image)
+    try:
+        picture = _turned(_rgb(image), orientation)
+    except _UnusableError as error:
+        raise GradlightError(f"This Pillow image cannot be used: {error}.") from error
+    except (OSError, SyntaxError) as error:
+        raise GradlightError(f"This Pillow image cannot be decoded: {error}.") from error
+    picture.info = {"orientation": orientation}
+    return picture
+
+
+def sha256(path: PathLike) -> str:
+    """Compute the SHA-256 of a file's bytes, as 64 hexadecimal digits.
+
+    The file is streamed. Raises GradlightError for what is missing, not readable or not an ordinary file.
+    """
+    digest = hashlib.sha256()
+    with open_regular(path) as stream:
+        try:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+        except OSError as error:
+            raise GradlightError(f"{shown(path)}: cannot be read: {error.strerror}. Check the disk.") from error
+    return digest.hexdigest()
+
+
+def find(folder: str | os.PathLike[str]) -> list[Path]:
+    """Find the image files of a folder and of the folders in it, by their suffix, sorted.
+
+    Links to files count; links to folders are not followed, so loops end. Hidden files and folders are skipped.
+    Raises GradlightError for a folder that cannot be listed.
+    """
+    found: list[Path] = []
+
+    def refuse(error: OSError) -> None:
+        where, why = shown(error.filename), error.strerror
+        raise GradlightError(f"{where}: cannot be listed: {why}. Check the folder.") from error
+
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        visible = (name for name in names if not name.startswith("."))
+        found += [Path(parent, name) for name in visible if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+    return sorted(found)
+
+
+def _decode(stream: BinaryIO) -> Image.Image:
+    Image.init()
+    with Image.open(stream, formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise _UnusableError(
+                f"too many pixels: {width} x {height} exceeds the limit of {_LIMIT}: make it smaller first"
+            )
+        # Pillow turns a TIFF upright while it decodes it and drops the tag. Of the others the tag is read afterwards,
+        # as it may lie behind the pixels.
+        before = _orientation(image) if image.format == "TIFF" else 1
+        image.load()
+        after = _orientation(image)
+        picture = _turned(_rgb(image), after)
+    picture.info = {"orientation": after if before == 1 else before}
+    return picture
+
+
+def _turned(picture: Image.Image, orientation: int) -> Image.Image:
+    return picture.transpose(_TURNS[orientation]) if orientation in _TURNS else picture
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # garbage in the EXIF block says nothing about the picture
+        return 1
+    return int(value) if isinstance(value, int) and value in _TURNS else 1
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _from_integers(image)
+    if image.mode == "F":
+        return _from_floats(image)
+    try:
+        if not image.has_transparency_data:
+            return image.convert("RGB")
+        rgba = image.convert("RGBA")
+    except ValueError as error:
+        raise _UnusableError(f"colour mode {image.mode} is not supported: convert it to RGB first") from error
+    white = Image.new("RGB", rgba.size, "white")
+    white.paste(rgba, mask=rgba.getchannel("A"))
+    return white
+
+
+def _from_integers(image: Image.Image) -> Image.Image:
+    samples = np.asarray(image)
+    lowest, highest = int(samples.min()), int(samples.max())
+    if lowest < 0 or highest > 65535:
+        raise _UnusableError(
+            f"integer samples from {lowest} to {highest} are not supported: rescale them to 0 to 65535 first"
+        )
+    table = ((np.arange(65536) + 128) // 257).astype(np.uint8)
+    grey = table[samples]
+    if isinstance(transparent := image.info.get("transparency"), int):
+        grey[samples == transparent] = 255
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _from_floats(image: Image.Image) -> Image.Image:
+    samples = np.asarray(image)
+    if not np.isfinite(samples).all():
+        raise _UnusableError("float samples that are NaN or infinite are not supported: replace them first")
+    lowest, highest = float(samples.min()), float(samples.max())
+    if lowest < 0 or highest > 255:
+        raise _UnusableError(
+            f"float samples from {lowest:g} to {highest:g} are not supported: rescale them to 0 to 1 first"
+        )
+    scaled = samples * np.float32(255) if highest <= 1 else samples
+    return Image.fromarray(np.rint(scaled).astype(np.uint8)).convert("RGB")
+
+
+def _unidentified(stream: BinaryIO) -> str:
+    stream.seek(0)
+    start = stream.read(512)
+    if not start:
+        return "empty file (0 bytes): get a whole copy of it"
+    if start[4:8] == b"ftyp" and start[8:12] in _HEIC_BRANDS:
+        return "HEIC is not supported: convert it to JPEG first (phones can share photos as JPEG)"
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for prefix, what in _LOOKS_LIKE:
+        if text.startswith(prefix):
+            return f"not an image that can be read: it looks like {what}"
+    return f"not an image, or damaged at its beginning. Give a whole file of one of {', '.join(_FORMATS)}"
