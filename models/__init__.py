@@ -1,0 +1,1 @@
+"""Installed as `gradlight.models`: the adapters. Everything that differs between networks ends here."""

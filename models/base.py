@@ -1,0 +1,123 @@
+"""What `explainers/` may know of a model: its network, its layers, its photos, its objective."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..data import images as pictures
+from ..errors import GradlightError
+from .layers import Discovery, Layer, discover
+from .objective import Objective
+from .view import View
+
+__all__ = ["Explainable", "ImageLike", "Layer", "Photo", "View", "as_list"]
+
+ImageLike = str | Path | Image.Image | npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Photo:
+    """Where a map comes from: the upright original, its checksum, and where the network's pixels lie in it.
+
+    path is "" for a picture that was given in memory; sha256 is of the file's bytes, or of the picture's.
+    """
+
+    path: str
+    sha256: str
+    width: int
+    height: int
+    view: View
+    held: Image.Image | None = field(default=None, repr=False, compare=False)
+
+    def picture(self) -> Image.Image:
+        """Give the upright photo as an RGB Pillow image, read again from its path if it is not held in memory."""
+        if self.held is not None:
+            return self.held
+        if not self.path:
+            raise GradlightError("This picture was given in memory and is not kept in the file; only its maps are.")
+        return pictures.load(self.path)
+
+
+class Explainable(ABC):
+    """A network with everything that is needed to explain it; an adapter for each family derives from it."""
+
+    network: nn.Module
+    name: str
+    labels: list[str]
+
+    @property
+    @abstractmethod
+    def size(self) -> tuple[int, int]:
+        """Height and width of the pixels that the preprocessing makes."""
+
+    @abstractmethod
+    def read(self, images: Sequence[ImageLike] | Tensor) -> tuple[Tensor, list[Photo]]:
+        """Bring images to pixels [B,3,H,W] as the network wants them, with a record of each photo."""
+
+    @abstractmethod
+    def objective(self, target: Any) -> Objective:
+        """Make the objective of a target; None is what the network itself says (top class, its caption)."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Describe the model in JSON types, for files and cache keys."""
+
+    def pixels(self, images: Any) -> Tensor:
+        """Bring paths, Pillow images or HWC uint8 arrays to [B,3,H,W]; such a tensor passes through."""
+        return self.read(as_list(images))[0]
+
+    def layers(self, size: tuple[int, int] | None = None) -> list[Layer]:
+        """List every spatial layer in the order of execution, "input" first, for pixels of a size (height, width)."""
+        return self._discovery(size).layers
+
+    def stages(self, size: tuple[int, int] | None = None) -> list[Layer]:
+        """List the last layer at each resolution that has at least two weight layers."""
+        return self._discovery(size).stages
+
+    def _discovery(self, size: tuple[int, int] | None) -> Discovery:
+        """Find the layers once per size of the pixels; the same noise every time, so that the answer is the same."""
+        known: dict[tuple[int, int], Discovery] = self.__dict__.setdefault("_discovered", {})
+        size = size or self.size
+        if size not in known:
+            noise = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+            parameter = next(self.network.parameters(), noise)
+            known[size] = discover(self.network, noise.to(parameter.device, parameter.dtype))
+        return known[size]
+
+    def weights_sha256(self) -> str:
+        """Hash every parameter and buffer, with its name, shape and dtype, in the order of `state_dict()`."""
+        digest = hashlib.sha256()
+        for name, tensor in self.network.state_dict().items():
+            if not isinstance(tensor, Tensor):
+                continue
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+def as_list(images: Any) -> list[ImageLike] | Tensor:
+    """Make a list of one image or several: a path, Pillow image, HWC array, [3,H,W] or [B,3,H,W] tensor, or a list."""
+    if isinstance(images, Tensor):
+        return images.unsqueeze(0) if images.ndim == 3 else images
+    if isinstance(images, (str, Path, Image.Image)):
+        return [images]
+    if isinstance(images, np.ndarray):
+        return list(images) if images.ndim == 4 else [images]
+    found = list(images)
+    if not found or not all(isinstance(image, Tensor) for image in found):
+        return found
+    if len({image.shape for image in found}) > 1:
+        shapes = ", ".join(sorted({str(list(image.shape)) for image in found}))
+        raise GradlightError(f"Tensors of different shapes, {shapes}, form no batch. Explain each alone.")
+    return torch.stack(found)
