@@ -1,0 +1,221 @@
+"""One forward, one backward: the activation and the gradient of every asked layer.
+
+The graph starts at the earliest tapped layer (what comes before needs no gradient), one `torch.autograd.grad` gives
+the gradients of all taps, and taps are kept by name. A tensor that the network overwrites in place after its tap is
+met by a clone, of that tap alone; which ones these are is learnt from the tensors' version counters.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import GradlightError
+from ..models.base import Layer
+from ..models.objective import Objective, Targets
+from .contributions import Dense
+
+__all__ = ["Recording", "Tap", "record"]
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Activation x and gradient g at a layer, [B,C,h,w] in the network's precision but at least float32.
+
+    module: the layer's module, None at the input. source: that module's own input as [B,C',h',w'], if it had one.
+    The three fields are shared by every method, so that a statistic is computed once.
+    """
+
+    layer: Layer
+    module: nn.Module | None
+    activation: Tensor
+    gradient: Tensor
+    raw_source: Tensor | None
+
+    @property
+    def source(self) -> Tensor:
+        """Give the module's own input as a map."""
+        if self.raw_source is None:
+            raise GradlightError(f"{self.layer.name!r} takes no tensor as its first input; real methods need one.")
+        return _precise(self.layer.layout(self.raw_source))
+
+    @cached_property
+    def activation_field(self) -> Dense:
+        """The activation, as vectors."""
+        return Dense(self.activation)
+
+    @cached_property
+    def gradient_field(self) -> Dense:
+        """The gradient, as vectors."""
+        return Dense(self.gradient)
+
+    @cached_property
+    def product_field(self) -> Dense:
+        """Gradient times activation, as vectors."""
+        return Dense(self.gradient * self.activation)
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    """Compute statistics in float32 at least: squares of float16 overflow, sums of bfloat16 lose half their digits."""
+    tensor = tensor.detach()
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+@dataclass
+class _Mark:
+    """A tensor seen at a layer, with the version counters that tell whether it was overwritten afterwards."""
+
+    layer: Layer
+    module: nn.Module | None
+    tensor: Tensor
+    version: int
+    source: Tensor | None
+    source_version: int
+
+    def moved(self) -> set[str]:
+        """Name what was overwritten: the layer itself, or its source."""
+        names = {self.layer.name} if self.tensor._version != self.version else set()
+        if self.source is not None and self.source._version != self.source_version:
+            names.add(_source_of(self.layer.name))
+        return names
+
+
+def _source_of(name: str) -> str:
+    return f"source of {name}"
+
+
+class Recording:
+    """One forward pass: the scores [B,K] of fixed targets, and what is needed to take gradients at the layers."""
+
+    def __init__(self, scores: Tensor, targets: Targets, marks: dict[str, _Mark]) -> None:
+        self.scores, self.targets, self._marks = scores, targets, marks
+
+    def taps(self, target: int) -> dict[str, Tap]:
+        """Go back once from target number `target` of every image to all layers at once."""
+        tensors = [mark.tensor for mark in self._marks.values()]
+        if not self.scores.requires_grad:
+            raise _no_gradient(self._marks)
+        last = target == self.scores.shape[1] - 1
+        found = torch.autograd.grad(self.scores[:, target].sum(), tensors, retain_graph=not last, allow_unused=True)
+        missing = {name for name, gradient in zip(self._marks, found, strict=True) if gradient is None}
+        if missing:
+            raise _no_gradient(missing)
+        return {
+            name: Tap(
+                mark.layer,
+                mark.module,
+                _precise(mark.layer.layout(mark.tensor)),
+                _precise(mark.layer.layout(gradient)),
+                None if mark.source is None else mark.source.detach(),
+            )
+            for (name, mark), gradient in zip(self._marks.items(), found, strict=True)
+        }
+
+
+def _no_gradient(names: Any) -> GradlightError:
+    return GradlightError(
+        f"The score does not depend on {', '.join(map(repr, sorted(names)))} through anything that has a gradient."
+        " Ask for a layer that reaches the score (`model.layers()` lists them); a network that runs under no_grad or"
+        " detaches its features cannot be explained by its gradient."
+    )
+
+
+_overwritten: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+"""What each network is known to overwrite in place, so that the forward pass is repeated only the first time."""
+
+
+def record(objective: Objective, pixels: Tensor, layers: Sequence[Layer], targets: Targets | None = None) -> Recording:
+    """Run the network once on pixels [B,3,H,W] with taps at the layers, inside `preserved`.
+
+    targets: fixed ones; None lets the objective choose from this very pass. Raises GradlightError when a layer does
+    not exist or does not run.
+    """
+    known = _overwritten.setdefault(objective.network, set())
+    while True:
+        recording, moved = _record_once(objective, pixels, layers, targets, known)
+        if not moved:
+            return recording
+        known |= moved
+
+
+def _record_once(
+    objective: Objective, pixels: Tensor, layers: Sequence[Layer], targets: Targets | None, clone: set[str]
+) -> tuple[Recording, set[str]]:
+    marks: dict[str, _Mark] = {}
+    with ExitStack() as undo:
+        for name, turns in _by_module(layers).items():
+            module = objective.network.get_submodule(name)
+            hook = partial(_tap, marks=marks, turns=turns, clone=clone, count=Counter[str]())
+            undo.callback(module.register_forward_hook(hook).remove)
+        outputs = objective.outputs(_tap_pixels(pixels, layers, marks))
+    silent = [layer.name for layer in layers if layer.name not in marks]
+    if silent:
+        raise GradlightError(
+            f"{', '.join(map(repr, silent))} did not run in this forward pass. `model.layers()` lists the layers that"
+            " do; hooks on the inside of a compiled network never fire, so give the network before torch.compile."
+        )
+    moved = set().union(*(mark.moved() for mark in marks.values()))
+    if moved - clone:
+        return Recording(torch.empty(0), [], {}), moved - clone
+    targets = objective.choose(outputs) if targets is None else targets
+    ordered = {layer.name: marks[layer.name] for layer in layers}
+    return Recording(objective.scores(outputs, targets), targets, ordered), set()
+
+
+def _by_module(layers: Sequence[Layer]) -> dict[str, dict[int, Layer]]:
+    """Sort layers by the module that makes them, and by the time it runs: "relu:2" is relu's third."""
+    found: dict[str, dict[int, Layer]] = {}
+    for layer in layers:
+        if layer.name != "input":
+            name, _, turn = layer.name.partition(":")
+            found.setdefault(name, {})[int(turn or 0)] = layer
+    return found
+
+
+def _tap_pixels(pixels: Tensor, layers: Sequence[Layer], marks: dict[str, _Mark]) -> Tensor:
+    asked = next((layer for layer in layers if layer.name == "input"), None)
+    # A copy: the caller's pixels may be made under inference_mode, and the network's first operation may be in place.
+    leaf = pixels.detach().clone()
+    if asked is None:
+        return leaf
+    leaf.requires_grad_()
+    marks["input"] = _Mark(asked, None, leaf, leaf._version, None, 0)
+    return leaf.clone()
+
+
+def _tap(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    output: Any,
+    *,
+    marks: dict[str, _Mark],
+    turns: dict[int, Layer],
+    clone: set[str],
+    count: Counter[str],
+) -> Tensor | None:
+    """Note the output of an asked run of a module, and hand on what keeps the note true."""
+    turn = count["runs"]
+    count["runs"] += 1
+    layer = turns.get(turn)
+    if layer is None:
+        return None
+    if not isinstance(output, Tensor) or not output.is_floating_point():
+        raise GradlightError(
+            f"{layer.name!r} gives a {type(output).__name__}, not one tensor of numbers; tap inside it."
+        )
+    source = args[0] if args and isinstance(args[0], Tensor) else None
+    if source is not None and _source_of(layer.name) in clone:
+        source = source.detach().clone()
+    begins = not output.requires_grad
+    tensor = output.detach().requires_grad_() if begins else output
+    marks[layer.name] = _Mark(layer, module, tensor, tensor._version, source, 0 if source is None else source._version)
+    # A leaf must not be overwritten at all, so where the graph begins a copy is handed on in any case.
+    return tensor.clone() if begins or layer.name in clone else None

@@ -1,0 +1,66 @@
+"""Which layers are meant: "stages", "all", "input", a name, a glob, or a list of these."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+from ..errors import GradlightError, nearest
+from ..models.base import Explainable, Layer
+
+__all__ = ["choose_layers"]
+
+
+def choose_layers(model: Explainable, asked: str | Iterable[str], size: tuple[int, int]) -> list[Layer]:
+    """Find the asked layers of a model for pixels of a size (height, width), shallowest first, each once.
+
+    Raises GradlightError with the nearest names for one that does not exist, and says why for one that is not
+    spatial.
+    """
+    names = [asked] if isinstance(asked, str) else list(asked)
+    chosen = {layer.name: layer for name in names for layer in _find(model, name, size)}
+    if not chosen:
+        raise GradlightError("No layer was asked for; layers='stages' is a good beginning.")
+    return sorted(chosen.values(), key=lambda layer: layer.depth)
+
+
+def _find(model: Explainable, name: str, size: tuple[int, int]) -> list[Layer]:
+    known = {layer.name: layer for layer in model.layers(size)}
+    name = "input" if name == "" else name.removesuffix(":0")
+    if name in known:
+        return [known[name]]
+    if name == "all":
+        return list(known.values())
+    if name == "stages":
+        return _stages(model, size)
+    if any(character in name for character in "*?["):
+        found = [layer for layer in known.values() if fnmatchcase(layer.name, name)]
+        if found:
+            return found
+        raise GradlightError(f"No spatial layer matches {name!r}. `model.layers()` lists the {len(known)} there are.")
+    raise GradlightError(_why_not(model, name, list(known)))
+
+
+def _stages(model: Explainable, size: tuple[int, int]) -> list[Layer]:
+    stages = model.stages(size)
+    if not stages:
+        raise GradlightError(
+            "This network has no resolution with two convolutions or linear layers that everything passes, so 'stages'"
+            " finds none. Name the layers; `model.layers()` lists them."
+        )
+    return stages
+
+
+def _why_not(model: Explainable, name: str, known: list[str]) -> str:
+    module, _, turn = name.partition(":")
+    if module in known and turn:
+        runs = [layer for layer in known if layer.partition(":")[0] == module]
+        return f"{module!r} runs {len(runs)} times, so the last is {runs[-1]!r} (counted from 0); {name!r} was asked."
+    names = [found for found, _ in model.network.named_modules(remove_duplicate=False)]
+    if module in names:
+        before = [layer for layer in known[1:] if names.index(layer.partition(":")[0]) <= names.index(module)]
+        return (
+            f"The output of {name!r} is not spatial, does not reach the score, or is what another layer made (as that"
+            f" of an identity). The nearest spatial layer before it is {(before or known)[-1]!r}."
+        )
+    return f"No layer is called {name!r}.{nearest(name, known)} `model.layers()` lists the {len(known)} there are."

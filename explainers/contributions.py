@@ -1,0 +1,194 @@
+"""Phase 1's algebra: contributions that are never materialised (paper, section 3.1.1 and table 1).
+
+A contribution is a field: at every location a vector or a matrix, what this location adds to a weight's gradient.
+Six statistics of that vector or matrix are enough for every aggregation, and they compose, so a convolution's
+K' × N²K matrices cost no more than the channels of its two factors. Entries may fall into groups (grouped and
+depthwise convolutions); each statistic is [B,G,h,w] and is computed when it is first asked for.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cached_property, reduce
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["Contribution", "Dense", "Outer", "Patches"]
+
+Pair = tuple[int, int]
+
+
+class Contribution(ABC):
+    """A field of vectors or matrices over locations, known by six statistics of its entries, each [B,G,h,w]."""
+
+    @cached_property
+    @abstractmethod
+    def total(self) -> Tensor:
+        """Sum of the entries."""
+
+    @cached_property
+    @abstractmethod
+    def norm(self) -> Tensor:
+        """Square root of the sum of the squared entries (Frobenius norm)."""
+
+    @cached_property
+    @abstractmethod
+    def positive_norm(self) -> Tensor:
+        """Frobenius norm of the positive entries."""
+
+    @cached_property
+    @abstractmethod
+    def negative_norm(self) -> Tensor:
+        """Frobenius norm of the negative entries."""
+
+    @cached_property
+    @abstractmethod
+    def highest(self) -> Tensor:
+        """Largest entry, signed."""
+
+    @cached_property
+    @abstractmethod
+    def lowest(self) -> Tensor:
+        """Smallest entry, signed."""
+
+
+class Dense(Contribution):
+    """A field of vectors that are at hand: values [B,C,h,w], C split evenly into groups."""
+
+    def __init__(self, values: Tensor, groups: int = 1) -> None:
+        self.values: Tensor = values.unflatten(1, (groups, values.shape[1] // groups))
+
+    @cached_property
+    def total(self) -> Tensor:
+        return self.values.sum(2)
+
+    @cached_property
+    def highest(self) -> Tensor:
+        return self.values.amax(2)
+
+    @cached_property
+    def lowest(self) -> Tensor:
+        return self.values.amin(2)
+
+    @cached_property
+    def _scale(self) -> Tensor:
+        """Power of two near each image's largest entry: squares of 1e-22 would vanish in float32, of 1e22 overflow."""
+        largest = torch.maximum(self.highest, -self.lowest).amax((1, 2, 3), keepdim=True).unsqueeze(1)
+        exponent = torch.frexp(largest).exponent.clamp(-126, 126)
+        return torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), exponent), 1.0)
+
+    @cached_property
+    def _unit(self) -> Tensor:
+        return self.values / self._scale
+
+    def _root(self, values: Tensor) -> Tensor:
+        return values.square().sum(2).sqrt() * self._scale.squeeze(1)
+
+    @cached_property
+    def norm(self) -> Tensor:
+        return self._root(self._unit)
+
+    @cached_property
+    def positive_norm(self) -> Tensor:
+        return self._root(self._unit.clamp(min=0))
+
+    @cached_property
+    def negative_norm(self) -> Tensor:
+        return self._root(self._unit.clamp(max=0))
+
+
+class Outer(Contribution):
+    """The outer product, group by group, of two fields over the same locations."""
+
+    def __init__(self, left: Contribution, right: Contribution) -> None:
+        self.left, self.right = left, right
+
+    @cached_property
+    def total(self) -> Tensor:
+        return self.left.total * self.right.total
+
+    @cached_property
+    def norm(self) -> Tensor:
+        return self.left.norm * self.right.norm
+
+    @cached_property
+    def positive_norm(self) -> Tensor:
+        a, b = self.left, self.right
+        return torch.hypot(a.positive_norm * b.positive_norm, a.negative_norm * b.negative_norm)
+
+    @cached_property
+    def negative_norm(self) -> Tensor:
+        a, b = self.left, self.right
+        return torch.hypot(a.positive_norm * b.negative_norm, a.negative_norm * b.positive_norm)
+
+    @cached_property
+    def _corners(self) -> list[Tensor]:
+        """The products of the extremes; a bilinear function on a rectangle is extreme at a corner."""
+        a, b = self.left, self.right
+        return [x * y for x in (a.highest, a.lowest) for y in (b.highest, b.lowest)]
+
+    @cached_property
+    def highest(self) -> Tensor:
+        return reduce(torch.maximum, self._corners)
+
+    @cached_property
+    def lowest(self) -> Tensor:
+        return reduce(torch.minimum, self._corners)
+
+
+class Patches(Contribution):
+    """The patch of a field around each location, as a convolution sees it (x_{u,N×N} of equation 1).
+
+    kernel, stride, dilation: (vertical, horizontal). padding: (left, right, top, bottom). padding_mode: as in
+    torch.nn.functional.pad; "constant" pads with zeros, and those zeros are entries of the patch.
+    """
+
+    def __init__(
+        self,
+        field: Contribution,
+        kernel: Pair,
+        stride: Pair = (1, 1),
+        padding: tuple[int, int, int, int] = (0, 0, 0, 0),
+        dilation: Pair = (1, 1),
+        padding_mode: str = "constant",
+    ) -> None:
+        self.field, self.kernel, self.stride, self.dilation = field, kernel, stride, dilation
+        self.padding, self.padding_mode = padding, padding_mode
+
+    def _pool(self, statistic: Tensor, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Join a statistic over every patch, first down the columns, then along the rows."""
+        if any(self.padding):
+            statistic = F.pad(statistic, self.padding, mode=self.padding_mode)
+        for dim, size, stride, dilation in zip((2, 3), self.kernel, self.stride, self.dilation, strict=True):
+            span = statistic.shape[dim] - dilation * (size - 1)
+            shifts = torch.arange(0, span, stride, device=statistic.device)
+            views = [statistic.narrow(dim, k * dilation, span) for k in range(size)]
+            statistic = reduce(join, (v if stride == 1 else v.index_select(dim, shifts) for v in views))
+        return statistic
+
+    @cached_property
+    def total(self) -> Tensor:
+        return self._pool(self.field.total, torch.add)
+
+    @cached_property
+    def norm(self) -> Tensor:
+        return self._pool(self.field.norm, torch.hypot)
+
+    @cached_property
+    def positive_norm(self) -> Tensor:
+        return self._pool(self.field.positive_norm, torch.hypot)
+
+    @cached_property
+    def negative_norm(self) -> Tensor:
+        return self._pool(self.field.negative_norm, torch.hypot)
+
+    @cached_property
+    def highest(self) -> Tensor:
+        return self._pool(self.field.highest, torch.maximum)
+
+    @cached_property
+    def lowest(self) -> Tensor:
+        return self._pool(self.field.lowest, torch.minimum)

@@ -1,0 +1,67 @@
+"""Meta-saliency: one SGD step on all weights, then the unchanged method at θ' (paper, section 4.4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import GradlightError, nearest
+from ..models.objective import Objective, Target
+from ..models.preserve import trainable
+
+__all__ = ["Meta", "moved"]
+
+_SIGNS = {"descent": -1.0, "ascent": 1.0}
+
+
+@dataclass(frozen=True)
+class Meta:
+    """The inner step: θ' = θ − lr·∇ℓ ("descent") or θ + lr·∇ℓ ("ascent", the paper's negative meta-saliency).
+
+    lr: the paper's 2ε; its class-sensitivity figures use ε = 0.001. The loss is the target's own (cross-entropy for a
+    classifier), the step is taken for each image and target alone, on every weight, norms' and biases' included; the
+    norms' running statistics stay. Raises GradlightError for another direction or a step that is no number ≥ 0.
+    """
+
+    lr: float = 0.002
+    direction: str = "descent"
+
+    def __post_init__(self) -> None:
+        if self.direction not in _SIGNS:
+            raise GradlightError(
+                f"A meta step goes 'descent' or 'ascent', not {self.direction!r}.{nearest(str(self.direction), _SIGNS)}"
+            )
+        if isinstance(self.lr, bool) or not isinstance(self.lr, (int, float)) or not 0 <= self.lr < math.inf:
+            raise GradlightError(f"lr must be a finite number, zero or more, not {self.lr!r}; the paper uses 0.002.")
+
+    def describe(self) -> dict[str, Any]:
+        """Describe the step in JSON types."""
+        return asdict(self)
+
+
+@contextmanager
+def moved(objective: Objective, pixels: Tensor, target: Target, meta: Meta) -> Iterator[None]:
+    """Hold the network at θ' for one image [1,3,H,W] and one fixed target, then put every weight back bit for bit.
+
+    The weights' own tensors are set aside, not written over, so nothing has to be undone by arithmetic.
+    """
+    network = objective.network
+    with trainable(network) as parameters:
+        loss = objective.losses(objective.outputs(pixels.detach().clone()), [[target]]).sum()
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    with ExitStack() as undo:
+        _step(parameters, gradients, _SIGNS[meta.direction] * meta.lr, undo)
+        yield
+
+
+def _step(parameters: list[nn.Parameter], gradients: tuple[Tensor | None, ...], rate: float, undo: ExitStack) -> None:
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None:
+            undo.callback(setattr, parameter, "data", parameter.data)
+            parameter.data = parameter.data.add(gradient, alpha=rate)

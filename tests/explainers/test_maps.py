@@ -1,0 +1,137 @@
+"""SaliencyMaps: indexing, upsampling, combining, joining, drawing, and the way to a file and back."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import gradlight as gl
+from gradlight.errors import GradlightError
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("photos") / "photo.png"
+    values = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
+    Image.fromarray(values).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def maps(photo: Path) -> gl.SaliencyMaps:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 4), nn.ReLU(), nn.Conv2d(4, 6, 3, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(6, 3),
+    )  # fmt: skip
+    model = gl.classifier(network, labels=["cat", "dog", "eel"])
+    return gl.explain(model, [photo, photo], [["cat", "eel"]], methods=["normgrad", "linear_approx"], layers=["3", "1"])
+
+
+def test_what_a_result_says_of_itself(maps: gl.SaliencyMaps, photo: Path) -> None:
+    assert maps.methods == ["normgrad", "linear_approx"]
+    assert maps.layers == ["1", "3"], "from shallow to deep"
+    assert [[t.label for t in row] for row in maps.targets] == [["cat", "eel"]] * 2
+    assert maps.images[0].path == str(photo)
+    assert maps.images[0].picture().size == (maps.images[0].width, maps.images[0].height) == (90, 60)
+    assert repr(maps).startswith("SaliencyMaps(2 images × 2 targets")
+    assert len(maps) == 2
+
+
+def test_maps_are_raw_and_found_by_method_and_layer(maps: gl.SaliencyMaps) -> None:
+    assert maps["normgrad", "3"].shape == (2, 2, 14, 14)
+    assert maps[gl.Method("scaling", "sum", "linear_approx"), "3"].shape == (2, 2, 14, 14)
+    with pytest.raises(GradlightError, match=r"no maps at layer 'layer3'\. Layers: 1, 3"):
+        maps["normgrad", "layer3"]
+    with pytest.raises(GradlightError, match=r"no maps of method 'grad_cam'\. Methods: normgrad, linear_approx"):
+        maps["grad_cam", "3"]
+    with pytest.raises(GradlightError, match="found by method and layer"):
+        maps["normgrad"]  # type: ignore[index]
+
+
+def test_upsampling_is_bilinear_with_half_pixel_centres(maps: gl.SaliencyMaps) -> None:
+    raw = maps["normgrad", "3"]
+    wanted = nn.functional.interpolate(raw, (224, 224), mode="bilinear", align_corners=False)
+    assert torch.equal(maps.upsampled("normgrad", "3"), wanted)
+    assert maps.upsampled("normgrad", "3", (5, 7)).shape == (2, 2, 5, 7)
+
+
+def test_combinations_lie_beside_their_layers_and_are_not_combined_again(maps: gl.SaliencyMaps) -> None:
+    combined = maps.combine()
+    assert combined.layers == ["product(linear)"]
+    both = maps.joined(combined)
+    assert both.layers == ["1", "3", "product(linear)"]
+    assert torch.equal(both.combine()["normgrad", "product(linear)"], combined["normgrad", "product(linear)"])
+    assert both.combine({"1": 1, "3": 2}, "sum").layers == ["sum(given)"]
+
+
+def test_only_maps_of_the_same_images_are_joined(maps: gl.SaliencyMaps) -> None:
+    model = gl.classifier(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    other = gl.explain(model, torch.rand(2, 3, 8, 8), 0, layers="0")
+    with pytest.raises(GradlightError, match="same images and targets"):
+        maps.joined(other)
+
+
+def test_a_file_gives_back_the_same_maps(maps: gl.SaliencyMaps, tmp_path: Path) -> None:
+    both = maps.joined(maps.combine())
+    both.save(tmp_path / "maps.h5")
+    back = gl.load(tmp_path / "maps.h5")
+    assert back.pairs == both.pairs
+    assert all(torch.equal(back[key], both[key]) for key in both.pairs)
+    assert (back.targets, back.images, back.size, back.about) == (both.targets, both.images, both.size, both.about)
+    assert back.origin == both.origin
+    assert torch.equal(back.combine()["normgrad", "product(linear)"], both["normgrad", "product(linear)"])
+
+
+def test_to_moves_every_map(maps: gl.SaliencyMaps) -> None:
+    moved = maps.to("meta")
+    assert {moved[key].device.type for key in moved.pairs} == {"meta"}
+
+
+def test_a_result_shows_itself_as_a_picture(maps: gl.SaliencyMaps) -> None:
+    shown = maps._repr_png_()
+    assert shown.startswith(PNG)
+    assert Image.open(io.BytesIO(shown)).size[0] > 300
+
+
+def test_the_figure_says_target_score_method_and_layer(maps: gl.SaliencyMaps) -> None:
+    drawing = maps.plot([0])
+    titles = [axis.get_title() for axis in drawing.axes]
+    score = f"{maps.targets[0][0].score:.4g}"
+    assert f"cat\nclass, score {score}" in titles
+    assert {"normgrad\n1", "normgrad\n3", "linear_approx\n3"} <= set(titles)
+    assert len([axis for axis in drawing.axes if axis.get_label() == "<colorbar>"]) == 2, "one signed, one not"
+
+
+def test_the_map_is_drawn_where_the_pixels_lie(maps: gl.SaliencyMaps) -> None:
+    panel = next(axis for axis in maps.plot([0]).axes if axis.get_title() == "normgrad\n3")
+    photo, drawn = panel.get_images()
+    left, top, right, bottom = maps.images[0].view.box
+    assert tuple(photo.get_extent()) == (0, 90, 60, 0)
+    assert tuple(drawn.get_extent()) == (left, right, bottom, top)
+    assert right - left == pytest.approx(bottom - top), "a centre crop is square"
+
+
+def test_a_photo_that_is_gone_is_drawn_grey(maps: gl.SaliencyMaps, photo: Path, tmp_path: Path) -> None:
+    maps.save(tmp_path / "maps.h5")
+    away = photo.rename(photo.with_suffix(".away"))
+    try:
+        picture = gl.load(tmp_path / "maps.h5").plot([0]).axes[0].get_images()[0].get_array()
+    finally:
+        away.rename(photo)
+    assert np.unique(np.asarray(picture)).tolist() == [190]
+
+
+def test_too_many_panels_are_refused(maps: gl.SaliencyMaps) -> None:
+    with pytest.raises(GradlightError, match="holds 1 to 600 panels"):
+        maps.plot([0] * 100)
+    with pytest.raises(GradlightError, match="0 rows"):
+        maps.plot([])
