@@ -1,0 +1,29 @@
+"""Mean average precision of the bundled scenes classifier on held-out scenes, the figure that the README gives.
+
+python benchmarks/scenes_map.py [--count 2000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from gradlight.data.scenes import HELD_OUT
+from gradlight.models.scenes import load_bundled, mean_average_precision
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Mean average precision of the bundled classifier on held-out scenes.")
+    parser.add_argument("--count", type=int, default=2000, help="held-out scenes to draw (default: 2000)")
+    count = parser.parse_args().count
+    if count < 1:
+        parser.error(f"--count takes 1 or more; got {count}")
+    mean, each = mean_average_precision(load_bundled(), HELD_OUT[:count], progress=sys.stderr.isatty())
+    print("class      average precision")
+    for name, value in each.items():
+        print(f"{name:10} {value:.4f}")
+    print(f"\nmean average precision on {count} held-out scenes: {mean:.4f}")
+
+
+if __name__ == "__main__":
+    main()

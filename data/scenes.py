@@ -1,0 +1,188 @@
+"""Generated scenes with exact truth: textured backgrounds with one to four coloured shapes, drawn from a seed.
+
+A scene knows the visible pixels of each object, its multi-label classes (shapes and colours) and true captions, so a
+map can be held against what it should show.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ..errors import GradlightError, nearest
+from .backgrounds import background
+from .shapes import COLOURS, KINDS
+
+__all__ = ["CLASSES", "COLOURS", "HELD_OUT", "KINDS", "SAMPLES", "TRAINING", "Scene", "SceneObject", "draw"]
+
+Floats = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+TRAINING = range(10_000_000)
+"""Seeds to train on."""
+HELD_OUT = range(10_000_000, 20_000_000)
+"""Seeds that no training sees."""
+SAMPLES = (20_000_066, 20_000_050, 20_000_005, 20_000_007, 20_000_004, 20_000_031)
+"""Seeds of the six scenes that come with the package."""
+
+CLASSES = [*KINDS, *COLOURS]
+"""The labels of a scene: its shapes, then its colours."""
+
+_UNIT = 160
+_RADII = {"small": (13.0, 18.0), "medium": (20.0, 27.0), "large": (30.0, 40.0)}  # pixels of a scene of _UNIT
+_FINE = 3  # samples along each side of a pixel
+_VISIBLE = 0.65
+_TRIES = 40
+
+
+@dataclass(frozen=True, eq=False)
+class SceneObject:
+    """One shape: mask [H,W] of its visible pixels, centre (x, y) and radius in pixels, turn in radians."""
+
+    kind: str
+    colour: str
+    scale: str
+    centre: tuple[float, float]
+    radius: float
+    turn: float
+    mask: Mask
+
+    @property
+    def name(self) -> str:
+        """Name it as captions do: "a small red star"; what is neither small nor large goes without a size."""
+        words = [*([self.scale] if self.scale != "medium" else []), self.colour, self.kind]
+        return f"{'an' if words[0] == 'orange' else 'a'} {' '.join(words)}"
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Bounds of the visible pixels: left, top, right, bottom, the last two exclusive."""
+        rows, columns = np.flatnonzero(self.mask.any(1)), np.flatnonzero(self.mask.any(0))
+        return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """A picture with its truth; objects from the one behind to the one in front."""
+
+    seed: int
+    image: Image.Image
+    objects: tuple[SceneObject, ...]
+
+    @property
+    def array(self) -> npt.NDArray[np.uint8]:
+        """The picture as bytes [H,W,3]."""
+        return np.asarray(self.image)
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes present, in the order of CLASSES."""
+        present = {name for thing in self.objects for name in (thing.kind, thing.colour)}
+        return [name for name in CLASSES if name in present]
+
+    @property
+    def labels(self) -> npt.NDArray[np.float32]:
+        """The classes present as ones among zeros, in the order of CLASSES."""
+        return np.isin(CLASSES, self.classes).astype(np.float32)
+
+    def mask(self, name: str) -> Mask:
+        """Mark the visible pixels of the objects of a shape or colour. Raises GradlightError for an unknown class."""
+        if name not in CLASSES:
+            raise GradlightError(f"Scenes have no class {name!r}.{nearest(name, CLASSES)} Known: {', '.join(CLASSES)}.")
+        found = [thing.mask for thing in self.objects if name in (thing.kind, thing.colour)]
+        return np.logical_or.reduce(found) if found else np.zeros(self.objects[0].mask.shape, bool)
+
+    @property
+    def captions(self) -> list[str]:
+        """Several true captions: the first of one object or of how the two largest lie, the others plainer."""
+        named = [thing.name for thing in self.objects]
+        listed = " and ".join(named)
+        if len(named) == 1:
+            return [listed, f"there is {listed}", f"a picture of {listed}", f"{listed} alone"]
+        first, second = sorted(self.objects, key=lambda thing: -int(thing.mask.sum()))[:2]
+        related = [f"{a.name} {_relation(a, b)} {b.name}" for a, b in ((first, second), (second, first))]
+        counted = f"there are {('two', 'three', 'four')[len(named) - 2]} objects"
+        return [*related, listed, f"there is {related[0]}", f"a picture of {listed}", counted]
+
+
+def _relation(a: SceneObject, b: SceneObject) -> str:
+    across, down = b.centre[0] - a.centre[0], b.centre[1] - a.centre[1]
+    if abs(down) >= abs(across):
+        return "above" if down > 0 else "below"
+    return "left of" if across > 0 else "right of"
+
+
+@dataclass(frozen=True)
+class _Cover:
+    """The share of each pixel that a shape covers, in the box of pixels around it."""
+
+    rows: slice
+    columns: slice
+    share: Floats
+
+
+def draw(seed: int, size: int = _UNIT) -> Scene:
+    """Draw the scene of a seed, size × size pixels (160 or more); the same seed gives the same bits.
+
+    Raises GradlightError for a smaller size or a negative seed.
+    """
+    if seed < 0 or size < _UNIT:
+        raise GradlightError(f"A scene takes a seed from 0 and a size from {_UNIT}; got seed {seed} and size {size}.")
+    random = np.random.default_rng([seed, size])
+    canvas = background(random, size)
+    light = random.uniform(0, 2 * np.pi)
+    count = int(random.integers(1, 5))
+    objects: list[SceneObject] = []
+    areas: list[int] = []
+    for _ in range(_TRIES):
+        thing, cover = _random_object(random, size)
+        left = [other.mask & ~thing.mask for other in objects]
+        if any(mask.sum() < _VISIBLE * area for mask, area in zip(left, areas, strict=True)):
+            continue
+        if (thing.kind, thing.colour) in {(other.kind, other.colour) for other in objects}:
+            continue
+        objects = [*(replace(other, mask=mask) for other, mask in zip(objects, left, strict=True)), thing]
+        areas.append(int(thing.mask.sum()))
+        _paint(random, canvas, thing, cover, light)
+        if len(objects) == count:
+            break
+    return Scene(seed, Image.fromarray(np.rint(canvas.clip(0, 255)).astype(np.uint8)), tuple(objects))
+
+
+def _random_object(random: np.random.Generator, size: int) -> tuple[SceneObject, _Cover]:
+    """Choose an object and its place, wholly or almost wholly inside the picture."""
+    kind, colour = str(random.choice(list(KINDS))), str(random.choice(list(COLOURS)))
+    scale = str(random.choice(list(_RADII)))
+    radius = float(random.uniform(*_RADII[scale])) * size / _UNIT
+    x, y = (float(c) for c in random.uniform(0.9 * radius, size - 0.9 * radius, 2))
+    turn = float(random.uniform(0, 2 * np.pi))
+    cover = _cover(kind, (x, y), radius, turn, size)
+    mask = np.zeros((size, size), bool)
+    mask[cover.rows, cover.columns] = cover.share > 0.5
+    return SceneObject(kind, colour, scale, (x, y), radius, turn, mask), cover
+
+
+def _cover(kind: str, centre: tuple[float, float], radius: float, turn: float, size: int) -> _Cover:
+    fine = (np.arange(size * _FINE) + 0.5) / _FINE
+    near = [np.flatnonzero(np.abs(fine - c) <= 1.1 * radius) // _FINE for c in centre]
+    (left, right), (top, bottom) = [(int(n[0]), int(n[-1]) + 1) for n in near]
+    xs = (fine[left * _FINE : right * _FINE] - centre[0]) / radius
+    ys = (fine[top * _FINE : bottom * _FINE, None] - centre[1]) / radius
+    u, v = xs * np.cos(turn) + ys * np.sin(turn), ys * np.cos(turn) - xs * np.sin(turn)
+    inside = KINDS[kind](u, v).reshape(bottom - top, _FINE, right - left, _FINE)
+    return _Cover(slice(top, bottom), slice(left, right), inside.sum((1, 3), dtype=np.uint8) / _FINE**2)
+
+
+def _paint(random: np.random.Generator, canvas: Floats, thing: SceneObject, cover: _Cover, light: float) -> None:
+    """Lay an object over the canvas, lighter towards the light and a little uneven."""
+    colour = np.array(COLOURS[thing.colour], float) * random.uniform(0.88, 1.06) + random.uniform(-8, 8, 3)
+    pixel = np.arange(len(canvas)) + 0.5
+    across = (pixel[cover.columns] - thing.centre[0]) / thing.radius
+    down = (pixel[cover.rows, None] - thing.centre[1]) / thing.radius
+    slope = random.uniform(0.05, 0.2) * (across * np.cos(light) + down * np.sin(light))
+    grain = random.normal(0, 0.015, canvas.shape[:2])[cover.rows, cover.columns]
+    shade = 1 + slope.clip(-0.2, 0.2) + grain
+    part = canvas[cover.rows, cover.columns]
+    part += cover.share[..., None] * (shade[..., None] * colour - part)
