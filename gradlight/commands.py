@@ -1,0 +1,252 @@
+"""What the subcommands of the command line do, once there is work to do."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from .console import interactive, notice, table
+from .data import images as pictures
+from .data.store import StoredMaps, read
+from .errors import GradlightError, nearest
+from .explainers.aggregation import AGGREGATES
+from .explainers.archive import save
+from .explainers.combination import layer_weights
+from .explainers.explain import explain
+from .explainers.extraction import EXTRACTS
+from .explainers.maps import SaliencyMaps
+from .explainers.meta import Meta
+from .explainers.methods import METHODS
+from .models.classifiers import Classifier, classifier
+
+__all__ = [
+    "Asked",
+    "explain_images",
+    "inspect_files",
+    "list_layers",
+    "list_methods",
+    "list_models",
+    "parse_meta",
+    "train_network",
+    "write_pictures",
+]
+
+Source = tuple[str, Path | None, bool, Path | None, str | None]
+
+_ROWS_A_PAGE = 12
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the options of `explain` ask for, as they were typed."""
+
+    target: list[str] | None
+    methods: str
+    layers: str
+    combine: str | None
+    meta: str | None
+    batch_size: int | None
+
+
+def explain_images(images: list[Path], outputs: list[Path], source: Source, asked: Asked) -> int:
+    """Explain photos and write every output; give the exit status. Photos that cannot be read are left out and told."""
+    for output in outputs:
+        if output.suffix.lower() not in (".png", ".h5", ".hdf5"):
+            raise GradlightError(f"{output}: maps are written as a picture (.png) or as HDF5 (.h5); name one of these.")
+        if not output.absolute().parent.is_dir():
+            raise GradlightError(f"{output}: there is no folder {output.absolute().parent}; make it first.")
+    meta = parse_meta(asked.meta)
+    combine = _parse_combine(asked.combine)
+    good, failures = _readable(images)
+    if not good:
+        raise GradlightError(f"None of {len(failures)} images can be read. The first: {failures[0][1]}")
+    model = _open(source)
+    maps = explain(
+        model,
+        good,
+        None if asked.target is None else [[_number(text) for text in asked.target]],
+        methods=_listed(asked.methods),
+        layers=_listed(asked.layers),
+        meta=meta,
+        batch_size=asked.batch_size,
+        progress=interactive(),
+    )
+    if combine:
+        maps = maps.joined(maps.combine(how=combine[0], weights=combine[1]))
+    for output in outputs:
+        if output.suffix.lower() == ".png":
+            written = write_pictures(maps, output)
+        else:
+            save(maps, output, failures)
+            written = [output]
+        print("\n".join(f"wrote {path}" for path in written))
+    for _, reason in failures:
+        notice(f"left out: {reason}")
+    return 1 if failures else 0
+
+
+def write_pictures(maps: SaliencyMaps, output: Path) -> list[Path]:
+    """Draw maps as PNG, a page for a dozen rows: out.png, out-2.png …; give the files written."""
+    step = max(1, _ROWS_A_PAGE // (len(maps.targets[0]) * len(maps.methods)))
+    written = []
+    for page, start in enumerate(range(0, len(maps), step), start=1):
+        path = output if page == 1 else output.with_stem(f"{output.stem}-{page}")
+        maps.plot(range(start, min(start + step, len(maps)))).savefig(path, dpi=90)
+        written.append(path)
+    return written
+
+
+def _readable(images: list[Path]) -> tuple[list[Path], list[tuple[str, str]]]:
+    """Sort photos, and those of folders, into what can be read and what cannot, with the reason."""
+    good, failures = [], []
+    for path in (found for given in images for found in (pictures.find(given) if given.is_dir() else [given])):
+        try:
+            pictures.load(path)
+            good.append(path)
+        except GradlightError as error:
+            failures.append((str(path), str(error)))
+    if not good and not failures:
+        raise GradlightError(f"No image was found in {', '.join(map(str, images))}.")
+    return good, failures
+
+
+def _open(source: Source) -> Classifier:
+    name, checkpoint, pretrained, labels, device = source
+    return classifier(
+        name,
+        pretrained=pretrained and checkpoint is None,
+        checkpoint=checkpoint,
+        labels=None if labels is None else _read_labels(labels),
+        device=device,
+    )
+
+
+def _read_labels(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text) if path.suffix.lower() == ".json" else [line.strip() for line in text.splitlines()]
+    except (OSError, ValueError) as error:
+        raise GradlightError(f"{path}: the labels cannot be read: {error}.") from error
+    if not isinstance(found, list) or not all(isinstance(label, str) and label for label in found):
+        raise GradlightError(f"{path}: labels are one name a line, or a JSON list of names.")
+    return found
+
+
+def _number(text: str) -> int | str:
+    return int(text) if text.removeprefix("-").isdecimal() else text
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def parse_meta(text: str | None) -> Meta | None:
+    """Read "0.002", "descent:0.002" or "ascent:0.002"."""
+    if text is None:
+        return None
+    direction, colon, rate = text.rpartition(":")
+    try:
+        return Meta(float(rate), direction if colon else "descent")
+    except ValueError as error:
+        if isinstance(error, GradlightError):
+            raise
+        raise GradlightError(f"--meta takes LR, descent:LR or ascent:LR, such as 0.002; {text!r} was given.") from error
+
+
+def _parse_combine(text: str | None) -> tuple[str, str] | None:
+    """Read "product:linear", and check it before any work is done."""
+    if text is None:
+        return None
+    how, _, weights = text.partition(":")
+    if how not in ("product", "sum"):
+        raise GradlightError(f"--combine takes HOW:WEIGHTS, product or sum and their weights; {text!r} was given.")
+    layer_weights(weights or "linear", ["layer"])
+    return how, weights or "linear"
+
+
+def list_layers(source: Source, stages: bool) -> None:
+    """Print the table of a network's layers."""
+    model = _open(source)
+    chosen = {layer.name for layer in model.stages()}
+    rows = [
+        (
+            layer.depth,
+            layer.name,
+            layer.channels,
+            "×".join(map(str, layer.size)),
+            "stage" if layer.name in chosen else "",
+        )
+        for layer in model.layers()
+        if layer.name in chosen or not stages
+    ]
+    table(["depth", "name", "channels", "height×width", ""], rows)
+
+
+def _times(sizes: tuple[int, ...]) -> str:
+    return "×".join(map(str, sizes))
+
+
+def list_models(pattern: str) -> None:
+    """Print the networks that can be named, one a line."""
+    from .models.zoo import LIBRARIES, names
+
+    known = ["scenes", *(f"{library}/{name}" for library in LIBRARIES for name in names(library))]
+    found = [name for name in known if fnmatchcase(name, pattern)]
+    if not found:
+        raise GradlightError(f"No network matches {pattern!r}.{nearest(pattern.strip('*'), known)}")
+    print("\n".join(found))
+
+
+def list_methods() -> None:
+    """Print the published methods and the grid."""
+    rows = [(name, _part(method.extract), _part(method.aggregate)) for name, method in METHODS.items()]
+    table(["method", "extract", "aggregate"], rows)
+    print(f"\nAny pair EXTRACT+AGGREGATE is a method too, such as conv3x3+norm.\nextract:   {', '.join(EXTRACTS)}")
+    print(f"aggregate: {', '.join(AGGREGATES)}")
+
+
+def _part(part: Any) -> str:
+    return part if isinstance(part, str) else str(part.__name__)
+
+
+def inspect_files(files: list[Path]) -> int:
+    """Print what files of maps hold; give the exit status. One that cannot be read does not stop the others."""
+    failed = 0
+    for path in files:
+        try:
+            stored = read(path)
+        except GradlightError as error:
+            if len(files) == 1:
+                raise
+            notice(str(error))
+            failed += 1
+            continue
+        _describe(path, stored)
+    if failed == len(files):
+        return 2
+    return 1 if failed else 0
+
+
+def _describe(path: Path, stored: StoredMaps) -> None:
+    print(f"{path}: {len(stored.images)} images, {len(stored.targets)} targets, {len(stored.failures)} failures")
+    print(f"made by gradlight {stored.gradlight_version}, {'complete' if stored.complete else 'NOT complete'}")
+    print(f"model: {stored.model.get('name', '?')}, weights {stored.weights_sha256[:12]}…")
+    print(f"objective: {json.dumps(stored.objective)}; meta step: {json.dumps(stored.meta)}")
+    rows = [
+        (method, layer, stored.layers[method, layer].depth, _times(maps.shape))
+        for (method, layer), maps in stored.maps.items()
+    ]
+    table(["method", "layer", "depth", "maps×height×width"], rows)
+
+
+def train_network(what: str, out: Path, epochs: int | None, seed: int) -> None:
+    """Train a bundled network and write its weights."""
+    if what != "scenes":
+        raise GradlightError(f"There is no training of {what!r}.{nearest(what, ['scenes'])} Known: scenes.")
+    from .models.scenes import train
+
+    options = {} if epochs is None else {"epochs": epochs}
+    print(train(out, seed=seed, progress=interactive(), **options))

@@ -1,0 +1,91 @@
+"""The demonstration: the sample scenes explained by the bundled classifier, and photos if any are given."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from .commands import write_pictures
+from .console import interactive, notice, table
+from .data import images as pictures
+from .data import scenes
+from .errors import GradlightError
+from .explainers.explain import explain
+from .explainers.maps import SaliencyMaps
+from .models.classifiers import classifier
+
+__all__ = ["run"]
+
+_METHODS = ["selective_normgrad", "linear_approx", "grad_cam"]
+_COMBINED = "product(linear)"
+
+
+def run(out: Path, photos: list[Path], model: str) -> int:
+    """Explain the six scenes, then the photos; write maps and pictures into a folder; give the exit status."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise GradlightError(f"{out}: the folder cannot be made: {error.strerror}. Name another: --out.") from error
+    _explain_scenes(out)
+    return _explain_photos(out, photos, model) if photos else 0
+
+
+def _explain_scenes(out: Path) -> None:
+    folder = files("gradlight.data") / "bundled"
+    samples = json.loads((folder / "scenes.json").read_text(encoding="utf-8"))["scenes"]
+    truth = [scenes.draw(sample["seed"]) for sample in samples]
+    asked = [[scene.objects[0].kind, scene.objects[-1].colour] for scene in truth]
+    with as_file(folder) as place:
+        maps = explain(
+            classifier("scenes"),
+            [place / sample["file"] for sample in samples],
+            asked,
+            methods=_METHODS,
+            progress=interactive(),
+        )
+        maps = maps.joined(maps.combine())
+        maps.save(out / "demo.h5")
+        written = write_pictures(maps, out / "demo.png")
+    table(
+        ["scene", "it shows", "asked", "score", *(f"{method} peak" for method in _METHODS)],
+        [row for number, scene in enumerate(truth) for row in _rows(maps, number, scene)],
+    )
+    print(f"\npeak: where {_COMBINED} of the four stages is largest.")
+    print("\n".join(f"wrote {path}" for path in [out / "demo.h5", *written]))
+
+
+def _rows(maps: SaliencyMaps, number: int, scene: scenes.Scene) -> list[list[str]]:
+    """Say for each target of a scene whether the maps' largest value lies on an object that it names."""
+    rows = []
+    for k, target in enumerate(maps.targets[number]):
+        mask = scene.mask(target.label)
+        hits = []
+        for method in _METHODS:
+            flat = maps.upsampled(method, _COMBINED)[number, k].flatten().argmax().item()
+            row, column = divmod(int(flat), maps.size[1])
+            hits.append("on the object" if mask[row, column] else "beside it")
+        shows = scene.captions[0] if k == 0 else ""
+        rows.append([str(number + 1) if k == 0 else "", shows, target.label, f"{target.score:.2f}", *hits])
+    return rows
+
+
+def _explain_photos(out: Path, photos: list[Path], name: str) -> int:
+    """Explain each photo that can be read; one that cannot is told and does not stop the others."""
+    model = classifier(name)
+    failed = 0
+    for number, path in enumerate(photos, start=1):
+        try:
+            pictures.load(path)
+        except GradlightError as error:
+            notice(f"left out: {error}")
+            failed += 1
+            continue
+        maps = explain(model, path, "top", methods=_METHODS)
+        maps = maps.joined(maps.combine())
+        target = maps.targets[0][0]
+        stem = f"photo-{number}-{path.stem}"
+        maps.save(out / f"{stem}.h5")
+        written = write_pictures(maps, out / f"{stem}.png")
+        print(f"{path}: {target.label}, score {target.score:.2f}; wrote {out / stem}.h5 and {written[0]}")
+    return 1 if failed else 0
