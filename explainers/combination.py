@@ -27,7 +27,7 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
 def normalised(maps: Tensor) -> Tensor:
     """Bring each map of [...,h,w] to 0…1 by its own least and largest value; a flat one to zeros, with a warning."""
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
-    # Interpolating a constant leaves rounding noise, which is not a map.
+    # Interpolating a constant leaves rounding noise. It is not a map, and a small power of it would be large.
     noise = 8 * torch.finfo(maps.dtype).eps * torch.maximum(low.abs(), high.abs())
     flat = high - low <= noise
     if bool(flat.any()):
@@ -36,7 +36,8 @@ def normalised(maps: Tensor) -> Tensor:
             GradlightWarning,
             stacklevel=2,
         )
-    return torch.where(flat, 0.0, (maps - low) / torch.where(flat, 1.0, high - low))
+    above = torch.where(maps - low <= noise, 0.0, maps - low)
+    return torch.where(flat, 0.0, above / torch.where(flat, 1.0, high - low))
 
 
 def layer_weights(weights: LayerWeights, layers: Sequence[str]) -> list[float]:
