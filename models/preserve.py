@@ -53,13 +53,16 @@ def trainable(network: nn.Module) -> Iterator[list[nn.Parameter]]:
 
 
 def _keep_buffers(module: nn.Module, undo: ExitStack) -> None:
-    for name, buffer in module._buffers.items():
-        if buffer is not None:
-            undo.callback(_put_back, module, name, buffer, buffer._version, buffer.clone())
+    """Note a module's buffers; those made under inference_mode cannot be overwritten in place here, only replaced."""
+    changeable = [buffer for buffer in module._buffers.values() if buffer is not None and not buffer.is_inference()]
+    values = [(buffer, buffer._version, buffer.clone()) for buffer in changeable]
+    undo.callback(_put_back, module, dict(module._buffers), values)
 
 
-def _put_back(module: nn.Module, name: str, buffer: Tensor, version: int, values: Tensor) -> None:
-    module._buffers[name] = buffer
-    if buffer._version != version:
-        with torch.no_grad():
-            buffer.copy_(values)
+def _put_back(module: nn.Module, buffers: dict[str, Tensor | None], values: list[tuple[Tensor, int, Tensor]]) -> None:
+    module._buffers.clear()
+    module._buffers.update(buffers)
+    with torch.no_grad():
+        for buffer, version, value in values:
+            if buffer._version != version:
+                buffer.copy_(value)

@@ -1,4 +1,4 @@
-"""Phase 1 against its definition: real layers against autograd, virtual layers against layers that are really put in."""
+"""Phase 1 by its definition: real layers against autograd, virtual ones against layers that are really put in."""
 
 from __future__ import annotations
 

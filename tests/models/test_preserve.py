@@ -16,6 +16,8 @@ from gradlight.models.preserve import preserved
 PIXELS = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 METAS = {"plain": None, "descent": gl.Meta(lr=0.05), "ascent": gl.Meta(lr=0.05, direction="ascent")}
 
+ERRORS = {"error": RuntimeError("the network broke"), "Ctrl-C": KeyboardInterrupt("by hand")}
+
 
 class Interrupts(nn.Module):
     """Pass everything on until a number of runs have passed, then raise."""
@@ -134,16 +136,17 @@ def test_the_check_sees_a_difference(network: nn.Sequential):
 @pytest.mark.parametrize("meta", METAS.values(), ids=METAS)
 @pytest.mark.parametrize("method", METHODS)
 def test_after_success(network: nn.Sequential, method: str, meta: gl.Meta | None):
-    """`cam` is asked where it is defined, at the last ReLU."""
+    """`cam` is asked where it is defined, `normgrad_real` where there is a weight."""
     before = state(network)
-    maps = call(network, meta, method, layers=["6"] if method == "cam" else ["input", "5"][method == "normgrad_real" :])
+    layers = {"cam": ["6"], "normgrad_real": ["5"]}.get(method, ["input", "5"])
+    maps = call(network, meta, method, layers=layers)
     check(network, before)
     assert bool(maps[method, maps.layers[-1]].any())
 
 
 @pytest.mark.parametrize("meta", METAS.values(), ids=METAS)
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("error", [RuntimeError("the network broke"), KeyboardInterrupt("by hand")], ids=["raise", "Ctrl-C"])
+@pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
 def test_after_an_error_in_any_forward_pass(
     network: nn.Sequential, method: str, meta: gl.Meta | None, error: BaseException
 ):
@@ -166,7 +169,7 @@ def test_after_an_error_in_any_forward_pass(
         check(network, before)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("the network broke"), KeyboardInterrupt("by hand")], ids=["raise", "Ctrl-C"])
+@pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
 def test_after_an_error_while_layers_are_found(network: nn.Sequential, error: BaseException):
     before = state(network)
     network[7].last, network[7].error = 0, error
@@ -269,6 +272,37 @@ def test_a_shared_module_and_a_shared_buffer(network: nn.Sequential):
     check(shared, before)
 
 
+class Remembers(nn.Module):
+    """A buffer that is filled by the first forward pass, and one that is made by it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.mean is None:
+            self.mean = x.detach().mean()
+            self.register_buffer("size", torch.tensor(x.shape))
+        return x - self.mean
+
+
+def test_buffers_that_the_forward_pass_makes(network: nn.Sequential):
+    network[3] = Remembers()
+    before = state(network)
+    call(network, None)
+    check(network, before)
+    assert dict(network[3]._buffers) == {"mean": None}
+
+
+def test_a_buffer_made_under_inference_mode(network: nn.Sequential):
+    """As a forward pass under inference_mode leaves it behind."""
+    with torch.inference_mode():
+        network[3].largest = torch.ones(())
+    before = state(network)
+    call(network, METAS["descent"])
+    check(network, before)
+
+
 def test_what_is_given_to_preserved_is_in_eval_mode_and_frozen(network: nn.Sequential):
     with torch.no_grad(), preserved(network):
         assert torch.is_grad_enabled()
@@ -279,5 +313,5 @@ def test_what_is_given_to_preserved_is_in_eval_mode_and_frozen(network: nn.Seque
 def test_weights_made_under_inference_mode_are_refused():
     with torch.inference_mode():
         network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
-    with pytest.raises(gl.GradlightError, match="made under torch.inference_mode"):
+    with pytest.raises(gl.GradlightError, match=r"made under torch\.inference_mode"):
         gl.explain(gl.classifier(network), PIXELS, 0)
