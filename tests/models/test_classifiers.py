@@ -122,7 +122,7 @@ def test_sixteen_bits_and_floats_are_read_as_from_a_file(mode: str, value: float
 
 @pytest.mark.parametrize(("mode", "value"), [("I", 70000), ("F", 300.0), ("La", 0)])
 def test_pictures_without_a_known_range_are_refused(mode: str, value: float) -> None:
-    with pytest.raises(GradlightError, match="This Pillow image cannot be used: .* not supported"):
+    with pytest.raises(GradlightError, match=r"This Pillow image cannot be used: .* not supported"):
         classifier(small()).read([Image.new(mode, (20, 20), value)])
 
 

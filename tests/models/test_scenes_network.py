@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def test_mean_average_precision_is_of_the_networks_logits_on_the_drawn_scenes() 
 
 
 def test_the_network_is_a_plain_timm_resnet_with_sharp_stages() -> None:
-    network = build().eval()
+    network: Any = build().eval()
     assert isinstance(network.fc, torch.nn.Linear)
     assert network.fc.out_features == len(CLASSES)
     sizes, x = [], network.maxpool(network.act1(network.bn1(network.conv1(torch.zeros(1, 3, 160, 160)))))
@@ -164,7 +165,7 @@ def test_training_leaves_the_random_numbers_of_others_alone(tmp_path: Path) -> N
     ],
 )
 def test_a_training_that_cannot_end_well_is_refused_at_once(
-    tmp_path: Path, file: str, options: dict[str, int], message: str
+    tmp_path: Path, file: str, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(GradlightError, match=message):
         train(tmp_path / file, **options)
