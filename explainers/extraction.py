@@ -152,8 +152,8 @@ def _no_weight(tap: Tap, parameter: str) -> GradlightError:
     found = "the pixels themselves" if tap.module is None else f"a {type(tap.module).__name__}"
     return GradlightError(
         f"real contributions were asked at {tap.layer.name!r}, but this is {found}, without a {parameter} that is"
-        f" shared over space. Ask at one of these kinds of layer: {', '.join(kind.__name__ for kind in _REAL)};"
-        " or use a virtual identity method such as normgrad, which works anywhere."
+        " shared over space and used as torch uses it. Ask at one of torch's own"
+        f" {', '.join(kind.__name__ for kind in _REAL)}; or use a virtual identity method such as normgrad, which works anywhere."
     )
 
 

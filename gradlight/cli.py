@@ -78,7 +78,7 @@ def _root(version: Annotated[bool, typer.Option("--version", callback=_version, 
 
 @app.command()
 def demo(
-    photos: Annotated[list[Path] | None, typer.Argument(metavar="[PHOTO]...", help="Photos to explain too.")] = None,
+    photos: Annotated[list[Path] | None, typer.Argument(metavar="PHOTO", help="Photos to explain too.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures and the maps.")] = Path("out"),
     model: Annotated[str, typer.Option("--model", "-m", help="The network for the photos.")] = "scenes",
 ) -> None:
@@ -90,7 +90,7 @@ def demo(
 
 @app.command()
 def explain(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Photos, or folders of photos.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Photos, or folders of photos.")],
     output: Annotated[list[Path], typer.Option("--output", "-o", help="out.png or out.h5; may be given again.")],
     model: Model = "scenes",
     target: Target = None,
@@ -127,7 +127,7 @@ def layers(
 
 @app.command()
 def models(
-    pattern: Annotated[str, typer.Argument(metavar="[PATTERN]", help='A glob such as "*resnet50*".')] = "*",
+    pattern: Annotated[str, typer.Argument(metavar="PATTERN", help='A glob such as "*resnet50*".')] = "*",
 ) -> None:
     """List the networks that --model takes."""
     from .commands import list_models
@@ -144,7 +144,7 @@ def methods() -> None:
 
 
 @app.command()
-def inspect(files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="HDF5 files of maps.")]) -> None:
+def inspect(files: Annotated[list[Path], typer.Argument(metavar="FILE", help="HDF5 files of maps.")]) -> None:
     """Say what files of maps hold."""
     from .commands import inspect_files
 
