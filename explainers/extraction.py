@@ -153,7 +153,8 @@ def _no_weight(tap: Tap, parameter: str) -> GradlightError:
     return GradlightError(
         f"real contributions were asked at {tap.layer.name!r}, but this is {found}, without a {parameter} that is"
         " shared over space and used as torch uses it. Ask at one of torch's own"
-        f" {', '.join(kind.__name__ for kind in _REAL)}; or use a virtual identity method such as normgrad, which works anywhere."
+        f" {', '.join(kind.__name__ for kind in _REAL)}; or use a virtual identity method such as normgrad, which works"
+        " anywhere."
     )
 
 
