@@ -37,7 +37,7 @@ from .schema import (
     texts,
 )
 
-__all__ = ["Failure", "ImageRow", "LayerRow", "StoredMaps", "TargetRow", "read", "write"]
+__all__ = ["Failure", "ImageRow", "LayerRow", "StoredMaps", "TargetRow", "destination", "read", "write"]
 
 # Checksums (fletcher32) are part of every HDF5 library, so plain h5py reads the file and notices damage.
 _FILTERS: dict[str | None, dict[str, Any]] = {
@@ -60,7 +60,7 @@ def write(path: PathLike, stored: StoredMaps, *, compression: str | None = "gzip
     if compression not in _FILTERS:
         near = nearest(str(compression), ["gzip", "lzf"])
         raise GradlightError(f"compression is 'gzip', 'lzf' or None, got {compression!r}.{near}")
-    target = _target(path, overwrite)
+    target = destination(path, overwrite=overwrite)
     content = _content(path, _storable(stored), _FILTERS[compression])
     try:
         _replace(target, content)
@@ -95,7 +95,11 @@ def read(path: PathLike) -> StoredMaps:
         ) from error
 
 
-def _target(path: PathLike, overwrite: bool) -> Path:
+def destination(path: PathLike, *, overwrite: bool = False) -> Path:
+    """Find where `write` would write, and refuse it as `write` does, before any work is done for it.
+
+    Raises GradlightError for a missing folder and for what must not be replaced.
+    """
     name = shown(path)
     try:
         target = Path(os.path.realpath(os.fsdecode(path)))  # a link stays a link, and its file is replaced

@@ -120,7 +120,7 @@ def layers(
     labels: Labels = None,
 ) -> None:
     """List the spatial layers of a network: name, channels, size."""
-    from .commands import list_layers
+    from .listings import list_layers
 
     list_layers((model, checkpoint, False, labels, "cpu"), stages)
 
@@ -130,7 +130,7 @@ def models(
     pattern: Annotated[str, typer.Argument(metavar="PATTERN", help='A glob such as "*resnet50*".')] = "*",
 ) -> None:
     """List the networks that --model takes."""
-    from .commands import list_models
+    from .listings import list_models
 
     list_models(pattern)
 
@@ -138,7 +138,7 @@ def models(
 @app.command()
 def methods() -> None:
     """List the methods: the published names, and the grid that they are cells of."""
-    from .commands import list_methods
+    from .listings import list_methods
 
     list_methods()
 
@@ -146,7 +146,7 @@ def methods() -> None:
 @app.command()
 def inspect(files: Annotated[list[Path], typer.Argument(metavar="FILE", help="HDF5 files of maps.")]) -> None:
     """Say what files of maps hold."""
-    from .commands import inspect_files
+    from .listings import inspect_files
 
     raise typer.Exit(inspect_files(files))
 

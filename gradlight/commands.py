@@ -4,31 +4,23 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
-from .console import interactive, notice, table
+from .console import interactive, notice
 from .data import images as pictures
-from .data.store import StoredMaps, read
+from .data.store import destination
 from .errors import GradlightError, nearest
-from .explainers.aggregation import AGGREGATES
 from .explainers.archive import save
 from .explainers.combination import layer_weights
 from .explainers.explain import explain
-from .explainers.extraction import EXTRACTS
 from .explainers.maps import SaliencyMaps
 from .explainers.meta import Meta
-from .explainers.methods import METHODS
 from .models.classifiers import Classifier, classifier
 
 __all__ = [
     "Asked",
     "explain_images",
-    "inspect_files",
-    "list_layers",
-    "list_methods",
-    "list_models",
+    "open_model",
     "parse_meta",
     "train_network",
     "write_pictures",
@@ -56,14 +48,16 @@ def explain_images(images: list[Path], outputs: list[Path], source: Source, aske
     for output in outputs:
         if output.suffix.lower() not in (".png", ".h5", ".hdf5"):
             raise GradlightError(f"{output}: maps are written as a picture (.png) or as HDF5 (.h5); name one of these.")
-        if not output.absolute().parent.is_dir():
-            raise GradlightError(f"{output}: there is no folder {output.absolute().parent}; make it first.")
+        if output.suffix.lower() != ".png":
+            destination(output)
+        elif not output.absolute().parent.is_dir():
+            raise GradlightError(f"{output}: the folder {output.absolute().parent} does not exist. Create it first.")
     meta = parse_meta(asked.meta)
     combine = _parse_combine(asked.combine)
     good, failures = _readable(images)
     if not good:
         raise GradlightError(f"None of {len(failures)} images can be read. The first: {failures[0][1]}")
-    model = _open(source)
+    model = open_model(source)
     maps = explain(
         model,
         good,
@@ -113,7 +107,8 @@ def _readable(images: list[Path]) -> tuple[list[Path], list[tuple[str, str]]]:
     return good, failures
 
 
-def _open(source: Source) -> Classifier:
+def open_model(source: Source) -> Classifier:
+    """Make the classifier that the options name."""
     name, checkpoint, pretrained, labels, device = source
     return classifier(
         name,
@@ -165,81 +160,6 @@ def _parse_combine(text: str | None) -> tuple[str, str] | None:
         raise GradlightError(f"--combine takes HOW:WEIGHTS, product or sum and their weights; {text!r} was given.")
     layer_weights(weights or "linear", ["layer"])
     return how, weights or "linear"
-
-
-def list_layers(source: Source, stages: bool) -> None:
-    """Print the table of a network's layers."""
-    model = _open(source)
-    chosen = {layer.name for layer in model.stages()}
-    rows = [
-        (
-            layer.depth,
-            layer.name,
-            layer.channels,
-            "×".join(map(str, layer.size)),
-            "stage" if layer.name in chosen else "",
-        )
-        for layer in model.layers()
-        if layer.name in chosen or not stages
-    ]
-    table(["depth", "name", "channels", "height×width", ""], rows)
-
-
-def _times(sizes: tuple[int, ...]) -> str:
-    return "×".join(map(str, sizes))
-
-
-def list_models(pattern: str) -> None:
-    """Print the networks that can be named, one a line."""
-    from .models.zoo import LIBRARIES, names
-
-    known = ["scenes", *(f"{library}/{name}" for library in LIBRARIES for name in names(library))]
-    found = [name for name in known if fnmatchcase(name, pattern)]
-    if not found:
-        raise GradlightError(f"No network matches {pattern!r}.{nearest(pattern.strip('*'), known)}")
-    print("\n".join(found))
-
-
-def list_methods() -> None:
-    """Print the published methods and the grid."""
-    rows = [(name, _part(method.extract), _part(method.aggregate)) for name, method in METHODS.items()]
-    table(["method", "extract", "aggregate"], rows)
-    print(f"\nAny pair EXTRACT+AGGREGATE is a method too, such as conv3x3+norm.\nextract:   {', '.join(EXTRACTS)}")
-    print(f"aggregate: {', '.join(AGGREGATES)}")
-
-
-def _part(part: Any) -> str:
-    return part if isinstance(part, str) else str(part.__name__)
-
-
-def inspect_files(files: list[Path]) -> int:
-    """Print what files of maps hold; give the exit status. One that cannot be read does not stop the others."""
-    failed = 0
-    for path in files:
-        try:
-            stored = read(path)
-        except GradlightError as error:
-            if len(files) == 1:
-                raise
-            notice(str(error))
-            failed += 1
-            continue
-        _describe(path, stored)
-    if failed == len(files):
-        return 2
-    return 1 if failed else 0
-
-
-def _describe(path: Path, stored: StoredMaps) -> None:
-    print(f"{path}: {len(stored.images)} images, {len(stored.targets)} targets, {len(stored.failures)} failures")
-    print(f"made by gradlight {stored.gradlight_version}, {'complete' if stored.complete else 'NOT complete'}")
-    print(f"model: {stored.model.get('name', '?')}, weights {stored.weights_sha256[:12]}…")
-    print(f"objective: {json.dumps(stored.objective)}; meta step: {json.dumps(stored.meta)}")
-    rows = [
-        (method, layer, stored.layers[method, layer].depth, _times(maps.shape))
-        for (method, layer), maps in stored.maps.items()
-    ]
-    table(["method", "layer", "depth", "maps×height×width"], rows)
 
 
 def train_network(what: str, out: Path, epochs: int | None, seed: int) -> None:

@@ -126,7 +126,7 @@ def test_a_folder_of_photos(run, photo: Path, tmp_path: Path) -> None:  # type: 
     [
         (["explain", "no-such.jpg", "-o", "out.h5"], "no-such.jpg"),
         (["explain", "PHOTO", "-o", "out.jpg"], "written as a picture"),
-        (["explain", "PHOTO", "-o", "no/such/folder/out.h5"], "there is no folder"),
+        (["explain", "PHOTO", "-o", "no/such/folder/out.h5"], "does not exist. Create it first"),
         (["explain", "PHOTO"], "--output"),
         (["explain", "PHOTO", "-o", "out.h5", "-t", "strar"], "'star'"),
         (["explain", "PHOTO", "-o", "out.h5", "--methods", "normgard"], "Did you mean 'normgrad'"),
@@ -154,6 +154,16 @@ def test_when_nothing_was_done_one_line_says_why(  # type: ignore[no-untyped-def
     assert len(told.splitlines()) == 1
     assert "Traceback" not in shown + told
     assert list(tmp_path.iterdir()) == []
+
+
+def test_another_programs_file_is_refused_before_the_work(run, photo: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    with h5py.File(tmp_path / "theirs.h5", "w") as file:
+        file["data"] = [1, 2, 3]
+    before = (tmp_path / "theirs.h5").read_bytes()
+    status, _, told = run("explain", photo, "-m", "no/such/model", "-o", tmp_path / "theirs.h5")
+    assert status == 2
+    assert "not a gradlight file" in told
+    assert (tmp_path / "theirs.h5").read_bytes() == before
 
 
 def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
