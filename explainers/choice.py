@@ -45,7 +45,7 @@ def _stages(model: Explainable, size: tuple[int, int]) -> list[Layer]:
     stages = model.stages(size)
     if not stages:
         raise GradlightError(
-            "This network has no resolution with two convolutions or linear layers that everything passes, so 'stages'"
+            "This network has no convolution or linear layer with a spatial output that everything passes, so 'stages'"
             " finds none. Name the layers; `model.layers()` lists them."
         )
     return stages

@@ -79,14 +79,16 @@ def _topological(roots: Sequence[Any]) -> list[Any]:
 def choose_stages(passages: Sequence[Passage]) -> list[Passage]:
     """Give the last trunk layer at each resolution that has at least two convolutions or linear layers.
 
+    In a network where no resolution has two (each unpadded convolution makes a grid of its own), one is enough.
     At the seam of two stages the layer before it is preferred to one inside the block that changes resolution, and
     a stage to the container of all stages.
     """
     weights = Counter(passage.size for passage in passages if passage.weighs)
+    least = min(2, max(weights.values(), default=1))
     stages = []
     for size in dict.fromkeys(passage.size for passage in passages):
         here = [p for p in passages if p.trunk and p.size == size]
-        if weights[size] < 2 or not here:
+        if weights[size] < least or not here:
             continue
         settled = [p for p in here if not _at_a_seam(p, passages)]
         plain = [p for p in settled if len(_sizes_within(p, passages)) <= 2]

@@ -238,6 +238,11 @@ def test_a_mistyped_name_is_told_its_nearest():
 
 
 def test_a_network_without_stages():
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    network = nn.Sequential(nn.Sigmoid(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5))
     with pytest.raises(gl.GradlightError, match=r"'stages' finds none. Name the layers"):
         gl.explain(gl.classifier(network), torch.randn(1, 3, 16, 16), 0)
+
+
+def test_a_network_whose_every_convolution_makes_a_grid_of_its_own_has_stages_too():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+    assert names(discover(network, torch.randn(1, 3, 20, 20)).stages) == ["1", "3"]
