@@ -67,8 +67,9 @@ class Discovery:
 def discover(network: nn.Module, pixels: Tensor) -> Discovery:
     """Run the network once on pixels [1,3,H,W] and list its spatial layers, leaving it as it was.
 
-    A layer is listed when its output has more than one location and reaches the network's output. Raises
-    GradlightError when the network refuses such pixels.
+    A layer is listed when its output has more than one location and these reach the network's output (after its last
+    attention, a transformer may read its class token alone). Raises GradlightError when the network refuses such
+    pixels.
     """
     handles: list[RemovableHandle] = []
     recorder = _Recorder(height=pixels.shape[2], width=pixels.shape[3])
@@ -82,7 +83,8 @@ def discover(network: nn.Module, pixels: Tensor) -> Discovery:
         finally:
             for handle in handles:
                 handle.remove()
-    passages = mark_paths(recorder.passages, _tensors(output), leaf)
+        unread = _unread(recorder, _tensors(output))
+    passages = [p for p in mark_paths(recorder.passages, _tensors(output), leaf) if p.name not in unread]
     pooled = _pooled(recorder, _tensors(output))
     layers = [Layer("input", 0, pixels.shape[1], (pixels.shape[2], pixels.shape[3]))]
     named = {}
@@ -116,6 +118,7 @@ class _Recorder:
         self.passages: list[Passage] = []
         self.places: set[tuple[Any, int]] = set()
         self.means: dict[str, Tensor] = {}
+        self.tokens: dict[str, tuple[Tensor, Layout]] = {}
         self.linear: tuple[Tensor, Tensor] | None = None
 
     def see(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -136,6 +139,8 @@ class _Recorder:
         grid = layout(output.detach())
         key = f"{name}:{turn}" if turn else name
         self.means[key] = grid.mean((2, 3))
+        if output.ndim == 3:
+            self.tokens[key] = (output, layout)
         before = None if source is None else _layout(module, source, self.height, self.width)
         self.passages.append(
             Passage(
@@ -195,6 +200,25 @@ def _tensors(output: Any) -> list[Tensor]:
     if isinstance(output, (list, tuple)):
         return [tensor for part in output for tensor in _tensors(part)]
     return [tensor for tensor in getattr(output, "__dict__", {}).values() if isinstance(tensor, Tensor)]
+
+
+def _unread(recorder: _Recorder, outputs: list[Tensor]) -> set[str]:
+    """Name the layers of tokens whose grid has no gradient at all: what follows reads only the other tokens."""
+    scores = [tensor for tensor in outputs if tensor.requires_grad]
+    if not recorder.tokens or not scores:
+        return set()
+    # Noise, because the sum of a softmax has no gradient either.
+    noise = [torch.randn(s.shape, generator=torch.Generator().manual_seed(0)).to(s) for s in scores]
+    tensors = [tensor for tensor, _ in recorder.tokens.values()]
+    found = torch.autograd.grad(scores, tensors, noise, allow_unused=True)
+    layouts = [layout for _, layout in recorder.tokens.values()]
+    unread = {
+        name
+        for name, layout, gradient in zip(recorder.tokens, layouts, found, strict=True)
+        if gradient is None or not layout(gradient).any()
+    }
+    # All of them: an untrained head whose weights are zero, which tells nothing of the network.
+    return unread if len(unread) < len(recorder.tokens) else set()
 
 
 def _pooled(recorder: _Recorder, outputs: list[Tensor]) -> set[str]:

@@ -195,6 +195,25 @@ def test_a_vision_transformer():
     assert found.stages
 
 
+def test_tokens_that_the_head_does_not_read_are_no_layer():
+    """After its last attention a ViT reads its class token alone: the grid has no gradient there, but before it has."""
+    torch.manual_seed(0)
+    network = torchvision.models.VisionTransformer(32, 8, 3, 2, 16, 32, num_classes=5)
+    with pytest.raises(gl.GradlightError, match="'encoder' is not spatial, does not reach the score"):
+        gl.explain(gl.classifier(with_head(network)), torch.randn(1, 3, 32, 32), 0, layers="encoder")
+    maps = gl.explain(gl.classifier(network), torch.randn(1, 3, 32, 32), 0, methods="normgrad")
+    assert maps.layers == ["encoder.layers.encoder_layer_1"]
+    assert maps["normgrad", maps.layers[0]].min() > 0
+    untrained = torchvision.models.VisionTransformer(32, 8, 3, 2, 16, 32, num_classes=5)
+    assert "encoder" in names(discover(untrained, torch.randn(1, 3, 32, 32)).layers), "its head of zeros tells nothing"
+
+
+def with_head(network: torchvision.models.VisionTransformer) -> nn.Module:
+    """Give the head weights: torchvision makes it of zeros."""
+    nn.init.normal_(network.heads[0].weight)
+    return network
+
+
 def test_a_network_that_refuses_the_size():
     network = torchvision.models.vit_b_16(weights=None).eval()
     with pytest.raises(gl.GradlightError, match=r"The network refused pixels of shape \[1, 3, 64, 64\].*preprocess="):
