@@ -26,13 +26,14 @@ def choose_layers(model: Explainable, asked: str | Iterable[str], size: tuple[in
 
 def _find(model: Explainable, name: str, size: tuple[int, int]) -> list[Layer]:
     known = {layer.name: layer for layer in model.layers(size)}
-    name = "input" if name == "" else name.removesuffix(":0")
-    if name in known:
-        return [known[name]]
+    # The words win: timm's ConvNeXt has a module that is called "stages".
     if name == "all":
         return list(known.values())
     if name == "stages":
         return _stages(model, size)
+    name = "input" if name == "" else name.removesuffix(":0")
+    if name in known:
+        return [known[name]]
     if any(character in name for character in "*?["):
         found = [layer for layer in known.values() if fnmatchcase(layer.name, name)]
         if found:

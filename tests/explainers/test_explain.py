@@ -48,6 +48,14 @@ def test_stages_all_and_globs(model: object) -> None:
     assert gl.explain(model, PIXELS, 2, layers=["", "3:0"]).layers == ["input", "3"]
 
 
+def test_the_words_win_over_modules_of_the_same_name() -> None:
+    inner = network()
+    named = nn.Sequential()
+    named.add_module("stages", inner[:9])
+    named.add_module("head", inner[9:])
+    assert gl.explain(gl.classifier(named), PIXELS, 2).layers == ["stages.3", "stages"]
+
+
 def test_batches_make_no_difference(model: object) -> None:
     whole = gl.explain(model, PIXELS, [0, 1, 2, 3], methods=["normgrad", "conv3x3+max"])
     for size in (1, 3):
