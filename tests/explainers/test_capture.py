@@ -219,7 +219,7 @@ def explained(network: nn.Module, pixels: Tensor, target: Any = 2, **options: An
     return every_map(gl.explain(gl.classifier(network), pixels, target, methods=METHODS, layers=["0", "4"], **options))
 
 
-def same(found: dict[Any, Tensor], wanted: dict[Any, Tensor]) -> None:
+def check_same(found: dict[Any, Tensor], wanted: dict[Any, Tensor]) -> None:
     assert found.keys() == wanted.keys()
     for key, maps in wanted.items():
         assert torch.equal(found[key], maps), key
@@ -227,7 +227,7 @@ def same(found: dict[Any, Tensor], wanted: dict[Any, Tensor]) -> None:
 
 
 def test_a_network_in_train_mode_is_explained_in_eval_mode():
-    same(explained(with_norm_and_dropout().train(), PIXELS), explained(with_norm_and_dropout().eval(), PIXELS))
+    check_same(explained(with_norm_and_dropout().train(), PIXELS), explained(with_norm_and_dropout().eval(), PIXELS))
 
 
 def test_frozen_parameters_make_no_difference():
@@ -235,8 +235,8 @@ def test_frozen_parameters_make_no_difference():
     half = with_norm_and_dropout()
     half[0].requires_grad_(False)
     wanted = explained(with_norm_and_dropout(), PIXELS)
-    same(explained(frozen, PIXELS), wanted)
-    same(explained(half, PIXELS), wanted)
+    check_same(explained(frozen, PIXELS), wanted)
+    check_same(explained(half, PIXELS), wanted)
 
 
 @pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
@@ -247,7 +247,7 @@ def test_a_call_where_gradients_are_off(without: Callable[[], Any], meta: gl.Met
     with without():
         pixels = PIXELS * 1.0
         found = explained(network, pixels, meta=meta)
-    same(found, wanted)
+    check_same(found, wanted)
 
 
 @pytest.mark.parametrize(("dtype", "near"), [(torch.float16, 0.02), (torch.bfloat16, 0.15)])
@@ -285,7 +285,9 @@ def test_tuples_lists_and_mappings(wrap: Callable[[Tensor], Any]):
 
     wanted = explained(with_norm_and_dropout(), PIXELS)
     maps = gl.explain(gl.classifier(Wrapped()), PIXELS, 2, methods=METHODS, layers=["body.0", "body.4"])
-    same({(method, layer.removeprefix("body.")): found for (method, layer), found in every_map(maps).items()}, wanted)
+    check_same(
+        {(method, layer.removeprefix("body.")): found for (method, layer), found in every_map(maps).items()}, wanted
+    )
 
 
 class Unused(nn.Module):
@@ -348,7 +350,7 @@ def test_a_batch_is_its_images(dtype: torch.dtype, near: float, meta: gl.Meta | 
 @pytest.mark.parametrize("meta", [None, gl.Meta(lr=0.01, direction="ascent")])
 def test_the_same_call_gives_the_same_bits(meta: gl.Meta | None):
     network = with_norm_and_dropout().float()
-    same(explained(network, PIXELS.float(), meta=meta), explained(network, PIXELS.float(), meta=meta))
+    check_same(explained(network, PIXELS.float(), meta=meta), explained(network, PIXELS.float(), meta=meta))
 
 
 @pytest.mark.parametrize("meta", [None, gl.Meta(lr=0.01)])
