@@ -17,7 +17,9 @@ def choose_layers(model: Explainable, asked: str | Iterable[str], size: tuple[in
     Raises GradlightError with the nearest names for one that does not exist, and says why for one that is not
     spatial.
     """
-    names = [asked] if isinstance(asked, str) else list(asked)
+    names = [asked] if isinstance(asked, str) or not isinstance(asked, Iterable) else list(asked)
+    if not all(isinstance(name, str) for name in names):
+        raise GradlightError(f"Layers are given by name, as 'stages' or ['layer3', 'layer4'], not as {asked!r}.")
     chosen = {layer.name: layer for name in names for layer in _find(model, name, size)}
     if not chosen:
         raise GradlightError("No layer was asked for; layers='stages' is a good beginning.")

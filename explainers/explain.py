@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from typing import Any
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..errors import GradlightError
+from ..errors import GradlightError, GradlightWarning
 from ..models.base import Explainable, Layer, Photo, as_list
 from ..models.objective import Objective, Target, Targets
 from ..models.preserve import preserved
@@ -48,6 +50,7 @@ def explain(
     given. The maps are raw: [B,K,h,w], never normalised, never resized. The network is left bit for bit as it was.
     Raises GradlightError for a target, method, layer or image that is not to be had. (Paper: algorithm 1, section 4.4.)
     """
+    _check_meta(meta)
     chosen, given = methods_of(methods), as_list(images)
     total = len(given)
     if total == 0:
@@ -70,11 +73,27 @@ def explain(
             photos.extend(read)
             targets.extend(fixed)
             bar.update(len(read))
+    _warn_of(targets)
     step = None if meta is None else meta.describe()
     origin = Origin(model.describe(), model.weights_sha256(), objective.describe(), step)
     joined = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
     about = {place.name: MapLayer(place.depth, place.stride) for place in places}
     return SaliencyMaps(joined, about, photos, targets, size, origin)
+
+
+def _check_meta(meta: Meta | None) -> None:
+    if meta is not None and not isinstance(meta, Meta):
+        raise GradlightError(f"meta={meta!r} is no meta step; give gradlight.Meta(lr=0.002, direction='descent').")
+
+
+def _warn_of(targets: Sequence[Sequence[Target]]) -> None:
+    """Tell of scores that are not numbers: the maps of such a network say nothing."""
+    odd = [target for row in targets for target in row if not math.isfinite(target.score)]
+    if odd:
+        first = f"the first of {odd[0].label!r} ({odd[0].score})"
+        warnings.warn(
+            f"{len(odd)} scores are not finite, {first}; their maps say nothing.", GradlightWarning, stacklevel=3
+        )
 
 
 def _checked(batch_size: int | None) -> int:

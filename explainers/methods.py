@@ -94,7 +94,9 @@ def method(asked: MethodLike) -> Method:
 
 def methods_of(asked: MethodLike | Iterable[MethodLike]) -> list[Method]:
     """Make a list of one method or several, each once. Raises GradlightError for none or an unknown one."""
-    several = [asked] if isinstance(asked, (str, Method)) else list(asked)
+    if not isinstance(asked, Iterable | Method):
+        raise GradlightError(f"{asked!r} is no method, nor a list of them. Known: {', '.join(METHODS)}.")
+    several = [asked] if isinstance(asked, str | Method) else list(asked)
     if not several:
         raise GradlightError(f"No method was asked for. Known: {', '.join(METHODS)}.")
     return list({found.name: found for found in map(method, several)}.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,10 @@ def as_list(images: Any) -> list[ImageLike] | Tensor:
         return [images]
     if isinstance(images, np.ndarray):
         return list(images) if images.ndim == 4 else [images]
+    if not isinstance(images, Iterable):
+        raise GradlightError(
+            f"Images are a path, a Pillow image, an HWC uint8 array, a tensor [B,3,H,W], or a list; not {images!r}."
+        )
     found = list(images)
     if not found or not all(isinstance(image, Tensor) for image in found):
         return found

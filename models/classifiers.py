@@ -154,7 +154,9 @@ def classifier(
         found = Found(source, named, IMAGENET, type(source).__module__, "")
         name = type(source).__name__
     else:
-        found, name = _named(source, pretrained, checkpoint, named), source
+        # Weights made under the caller's inference_mode could never be differentiated.
+        with torch.inference_mode(False):
+            found, name = _named(source, pretrained, checkpoint, named), source
         found.network.eval()
         record["pretrained"] = pretrained and checkpoint is None
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")

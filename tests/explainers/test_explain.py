@@ -96,6 +96,9 @@ def test_none_is_the_top_class(model: object) -> None:
         ({"layers": "3:2"}, "runs 1 times"),
         ({"layers": []}, "No layer was asked for"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"meta": 0.01}, r"meta=0\.01 is no meta step"),
+        ({"methods": 5}, "5 is no method"),
+        ({"layers": 4}, "Layers are given by name"),
         ({"methods": "cam", "layers": "3"}, "grad_cam"),
         ({"methods": "normgrad_real", "layers": "3"}, "real contributions were asked at '3'.*ReLU"),
     ],
@@ -108,6 +111,27 @@ def test_what_cannot_be_done_says_why(model: object, given: dict[str, object], m
 def test_no_image_is_an_error(model: object) -> None:
     with pytest.raises(GradlightError, match="no image to explain"):
         gl.explain(model, [])
+
+
+@pytest.mark.parametrize("images", [5, None])
+def test_what_is_no_image_is_told(model: object, images: object) -> None:
+    with pytest.raises(GradlightError, match=f"or a list; not {images!r}"):
+        gl.explain(model, images)
+
+
+def test_a_score_that_is_no_number_is_told() -> None:
+    class Odd(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean((2, 3)) / 0.0
+
+    with pytest.warns(gl.GradlightWarning, match="2 scores are not finite, the first of 'class_1'"):
+        gl.explain(gl.classifier(Odd()), torch.rand(2, 3, 8, 8), 1, layers="input")
+
+
+def test_a_model_built_under_inference_mode_can_be_explained() -> None:
+    with torch.inference_mode():
+        maps = gl.explain(gl.classifier("scenes"), np.zeros((160, 160, 3), np.uint8), "star")
+    assert maps["selective_normgrad", "layer4"].isfinite().all()
 
 
 def test_cam_is_the_class_weights_times_the_features(model: object) -> None:
