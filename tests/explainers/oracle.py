@@ -44,7 +44,7 @@ METHODS: dict[str, gl.Method | str] = {
 
 
 class Oracle:
-    """The folder of outside truth about classifiers; what is made from it is made once in a session."""
+    """The folder of outside truth about classifiers; what is made from it is made once in a test run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
