@@ -30,8 +30,8 @@ __all__ = ["Recording", "Tap", "record"]
 class Tap:
     """Activation x and gradient g at a layer, [B,C,h,w] in the network's precision but at least float32.
 
-    module: the layer's module, None at the input. source: that module's own input as [B,C',h',w'], if it had one.
-    The three fields are shared by every method, so that a statistic is computed once.
+    module: the layer's module, None at the input. raw_source: that module's own first input as it lay in memory, None
+    if it was no tensor. The three fields are shared by every method, so that a statistic is computed once.
     """
 
     layer: Layer
@@ -42,7 +42,7 @@ class Tap:
 
     @property
     def source(self) -> Tensor:
-        """Give the module's own input as a map."""
+        """The module's own input as a map [B,C',h',w']. Raises GradlightError if it had none."""
         if self.raw_source is None:
             raise GradlightError(f"{self.layer.name!r} takes no tensor as its first input; real methods need one.")
         return _precise(self.layer.layout(self.raw_source))
@@ -80,7 +80,7 @@ class _Mark:
     source: Tensor | None
     source_version: int
 
-    def moved(self) -> set[str]:
+    def overwritten(self) -> set[str]:
         """Name what was overwritten: the layer itself, or its source."""
         names = {self.layer.name} if self.tensor._version != self.version else set()
         if self.source is not None and self.source._version != self.source_version:
@@ -140,15 +140,19 @@ def record(objective: Objective, pixels: Tensor, layers: Sequence[Layer], target
     """
     known = _overwritten.setdefault(objective.network, set())
     while True:
-        recording, moved = _record_once(objective, pixels, layers, targets, known)
-        if not moved:
-            return recording
-        known |= moved
+        outputs, marks = _run(objective, pixels, layers, known)
+        overwritten = set().union(*(mark.overwritten() for mark in marks.values()))
+        if not overwritten:
+            break
+        known |= overwritten
+    targets = objective.choose(outputs) if targets is None else targets
+    return Recording(objective.scores(outputs, targets), targets, {layer.name: marks[layer.name] for layer in layers})
 
 
-def _record_once(
-    objective: Objective, pixels: Tensor, layers: Sequence[Layer], targets: Targets | None, clone: set[str]
-) -> tuple[Recording, set[str]]:
+def _run(
+    objective: Objective, pixels: Tensor, layers: Sequence[Layer], clone: set[str]
+) -> tuple[Any, dict[str, _Mark]]:
+    """Run the network once with a tap at each layer; those of `clone` are copied before they are handed on."""
     marks: dict[str, _Mark] = {}
     with ExitStack() as undo:
         for name, turns in _by_module(layers).items():
@@ -162,12 +166,7 @@ def _record_once(
             f"{', '.join(map(repr, silent))} did not run in this forward pass. `model.layers()` lists the layers that"
             " do; hooks on the inside of a compiled network never fire, so give the network before torch.compile."
         )
-    moved = set().union(*(mark.moved() for mark in marks.values()))
-    if moved - clone:
-        return Recording(torch.empty(0), [], {}), moved - clone
-    targets = objective.choose(outputs) if targets is None else targets
-    ordered = {layer.name: marks[layer.name] for layer in layers}
-    return Recording(objective.scores(outputs, targets), targets, ordered), set()
+    return outputs, marks
 
 
 def _by_module(layers: Sequence[Layer]) -> dict[str, dict[int, Layer]]:
@@ -214,8 +213,10 @@ def _tap(
     source = args[0] if args and isinstance(args[0], Tensor) else None
     if source is not None and _source_of(layer.name) in clone:
         source = source.detach().clone()
-    begins = not output.requires_grad
-    tensor = output.detach().requires_grad_() if begins else output
+    begins, overwritten = not output.requires_grad, layer.name in clone
+    # Its own copy, too: the output may be a view of something else that is overwritten.
+    kept = output.clone() if overwritten else output
+    tensor = kept.detach().requires_grad_() if begins else kept
     marks[layer.name] = _Mark(layer, module, tensor, tensor._version, source, 0 if source is None else source._version)
     # A leaf must not be overwritten at all, so where the graph begins a copy is handed on in any case.
-    return tensor.clone() if begins or layer.name in clone else None
+    return tensor.clone() if begins or overwritten else None

@@ -377,3 +377,30 @@ def test_scores_are_the_logits_and_several_targets_share_the_forward_pass():
     logits = network(pixels).detach()
     assert relative(recording.scores.detach(), torch.stack([logits.amax(1), logits.amin(1), logits[:, 2]], 1)) < 1e-5
     assert [tap["layer4"].gradient.shape for tap in taps] == [(2, 512, 2, 2)] * 3
+
+
+def test_a_tap_that_is_a_view_of_what_is_overwritten_later():
+    class Halves(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, :2]
+
+    class Network(nn.Module):
+        def __init__(self, in_place: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.stem, self.part, self.head = nn.Conv2d(3, 4, 3), Halves(), nn.Linear(2, 5)
+            self.in_place = in_place
+
+        def forward(self, x: Tensor) -> Tensor:
+            whole = self.stem(x)
+            first = self.part(whole) + 1.0
+            whole = whole.mul_(3.0) if self.in_place else whole * 3.0
+            return self.head(first.mean((2, 3)) * whole[:, 2:].mean((2, 3)))
+
+    given, reference = Network(True).double(), Network(False).double()
+    for layers in (["part"], ["stem", "part"]):
+        found = taps_of(gl.classifier(given), PIXELS, layers, 2)
+        wanted = taps_of(gl.classifier(reference), PIXELS, layers, 2)
+        for name in layers:
+            assert relative(found[name].activation, wanted[name].activation) < 1e-12
+            assert relative(found[name].gradient, wanted[name].gradient) < 1e-12
