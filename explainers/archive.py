@@ -67,15 +67,10 @@ def load(path: str | Path) -> SaliencyMaps:
         key: torch.from_numpy(np.ascontiguousarray(values)).unflatten(0, (len(images), len(rows[0])))
         for key, values in stored.maps.items()
     }
-    layers = {row.layer: MapLayer(row.depth, row.stride, _is_combined(row.layer)) for row in stored.layers.values()}
+    layers = {row.layer: MapLayer(row.depth, row.stride) for row in stored.layers.values()}
     origin = Origin(stored.model, stored.weights_sha256, stored.objective, stored.meta)
     return SaliencyMaps(maps, layers, images, rows, stored.pixels, origin)
 
 
 def _target(row: TargetRow) -> Target:
     return Target(row.kind, row.index, row.label, row.score)
-
-
-def _is_combined(layer: str) -> bool:
-    """Tell a combination by its name, "product(linear)": no module's name has brackets."""
-    return layer.endswith(")")

@@ -11,10 +11,20 @@ from torch import Tensor
 
 from ..errors import GradlightError, GradlightWarning, nearest
 
-__all__ = ["LayerWeights", "combine", "layer_weights", "normalised", "upsample"]
+__all__ = [
+    "LayerWeights",
+    "check_how",
+    "combination_name",
+    "combine",
+    "is_combination",
+    "layer_weights",
+    "normalised",
+    "upsample",
+]
 
 LayerWeights = str | Mapping[str, float]
 
+_HOW = ("product", "sum")
 _KNOWN = ("uniform", "linear")
 _MEASURED = ("spread", "accuracy")
 
@@ -40,6 +50,22 @@ def normalised(maps: Tensor) -> Tensor:
     return torch.where(flat, 0.0, above / torch.where(flat, 1.0, high - low))
 
 
+def check_how(how: str) -> None:
+    """Refuse a way to combine that is neither "product" nor "sum"."""
+    if how not in _HOW:
+        raise GradlightError(f"Layers are combined by 'product' or 'sum', not {how!r}.{nearest(str(how), _HOW)}")
+
+
+def combination_name(how: str, weights: LayerWeights) -> str:
+    """Name the layer that a combination makes: "product(linear)", or "product(given)" for a mapping."""
+    return f"{how}({weights if isinstance(weights, str) else 'given'})"
+
+
+def is_combination(layer: str) -> bool:
+    """Tell by its name whether a layer is a combination of others, which is never combined again."""
+    return layer.startswith(tuple(f"{how}(" for how in _HOW))
+
+
 def layer_weights(weights: LayerWeights, layers: Sequence[str]) -> list[float]:
     """Give each layer, shallowest first, its weight, divided by their sum.
 
@@ -51,7 +77,7 @@ def layer_weights(weights: LayerWeights, layers: Sequence[str]) -> list[float]:
         if weights in _MEASURED:
             raise GradlightError(
                 f"weights={weights!r} must be measured on a data set for this network, and none are at hand. Give them"
-                f" as a mapping of layer to weight, for {', '.join(layers)}; or use 'linear' or 'uniform'."
+                " as a mapping of layer to weight, or use 'linear' or 'uniform'."
             )
         if weights not in _KNOWN:
             raise GradlightError(
@@ -85,10 +111,7 @@ def combine(maps: Sequence[Tensor], weights: Sequence[float], how: str) -> Tenso
 
     Raises GradlightError for another `how`.
     """
-    if how not in ("sum", "product"):
-        raise GradlightError(
-            f"Layers are combined by 'sum' or 'product', not {how!r}.{nearest(how, ('sum', 'product'))}"
-        )
+    check_how(how)
     terms = [normalised(layer) for layer in maps]
     if how == "sum":
         return torch.stack([weight * term for weight, term in zip(weights, terms, strict=True)]).sum(0)

@@ -14,7 +14,15 @@ from torch import Tensor
 from ..errors import GradlightError, nearest
 from ..models.base import Photo
 from ..models.objective import Targets
-from .combination import LayerWeights, combine, layer_weights, upsample
+from .combination import (
+    LayerWeights,
+    check_how,
+    combination_name,
+    combine,
+    is_combination,
+    layer_weights,
+    upsample,
+)
 from .methods import MethodLike, method
 
 if TYPE_CHECKING:
@@ -25,14 +33,10 @@ __all__ = ["MapLayer", "Origin", "SaliencyMaps"]
 
 @dataclass(frozen=True)
 class MapLayer:
-    """Where a map lies in the network: depth in the order of execution, and pixels per location (vertical, horizontal).
-
-    combined: made of other layers' maps, and so never combined again.
-    """
+    """Where a map lies: depth in the order of execution, and pixels per location (vertical, horizontal)."""
 
     depth: int
     stride: tuple[float, float]
-    combined: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,22 +129,37 @@ class SaliencyMaps:
         with a warning. weights: "uniform", "linear" (j/J from shallow to deep), or {layer: weight}; divided by their
         sum. how: "product" (Π m_j^γ_j) or "sum" (Σ γ_j m_j).
         """
-        layers = [name for name, layer in self.about.items() if not layer.combined]
+        check_how(how)
+        layers = [name for name in self.layers if not is_combination(name)]
         shares = layer_weights(weights, layers)
-        name = f"{how}({weights if isinstance(weights, str) else 'given'})"
+        name = combination_name(how, weights)
         made = {
             (asked, name): combine([self.upsampled(asked, layer) for layer in layers], shares, how)
             for asked in self.methods
         }
         depth = max(layer.depth for layer in self.about.values()) + 1
-        return self._with(made, {name: MapLayer(depth, (1.0, 1.0), combined=True)})
+        return self._with(made, {name: MapLayer(depth, (1.0, 1.0))})
 
     def joined(self, other: SaliencyMaps) -> SaliencyMaps:
-        """Put the maps of another result beside these; images and targets must be the same."""
-        rows = [[(t.kind, t.index, t.label) for row in maps.targets for t in row] for maps in (self, other)]
-        if [p.sha256 for p in self.images] != [p.sha256 for p in other.images] or rows[0] != rows[1]:
-            raise GradlightError("Only maps of the same images and targets, in the same order, can be joined.")
+        """Put the maps of another result beside these.
+
+        Raises GradlightError unless images, targets, weights and meta step are the same, and for maps of a method and
+        layer that both have.
+        """
+        if self._identity() != other._identity():
+            raise GradlightError(
+                "Only maps of the same images and targets, in the same order, made with the same weights and meta step,"
+                " can be joined."
+            )
+        both = [f"{method} at {layer}" for method, layer in self.pairs if (method, layer) in other._maps]
+        if both:
+            raise GradlightError(f"Both results have maps of {', '.join(both)}; joining them would lose one of each.")
         return self._with({**self._maps, **other._maps}, {**self.about, **other.about})
+
+    def _identity(self) -> tuple[Any, ...]:
+        """What these are maps of: images, targets, and the weights that made them."""
+        targets = [[(target.kind, target.index, target.label) for target in row] for row in self.targets]
+        return [photo.sha256 for photo in self.images], targets, self.origin.weights_sha256, self.origin.meta
 
     def to(self, device: torch.device | str) -> SaliencyMaps:
         """Bring every map to a device."""
@@ -149,19 +168,33 @@ class SaliencyMaps:
     def _with(self, maps: Mapping[tuple[str, str], Tensor], layers: Mapping[str, MapLayer]) -> SaliencyMaps:
         return SaliencyMaps(maps, layers, self.images, self.targets, self.size, self.origin)
 
-    def plot(self, images: Sequence[int] | None = None, opacity: float = 0.65) -> Figure:
-        """Draw every map over its photo, a row for each image and target, as a matplotlib figure.
+    def plot(
+        self,
+        images: Sequence[int] | None = None,
+        *,
+        methods: Sequence[str] | None = None,
+        layers: Sequence[str] | None = None,
+        opacity: float = 0.65,
+    ) -> Figure:
+        """Draw maps over their photos as a matplotlib figure: a row for each image, target and method.
 
-        images: which rows' images to draw, all unless given. opacity: of the strongest place of a map, 0…1.
+        images (by number), methods, layers: which to draw, all unless given. opacity: of the strongest place of a map,
+        0…1. Raises GradlightError for more panels than a page can hold.
         """
         from .plotting import figure
 
-        return figure(self, range(len(self)) if images is None else images, opacity)
+        numbers = range(len(self)) if images is None else images
+        return figure(self, numbers, methods or self.methods, layers or self.layers, opacity)
 
-    def _repr_png_(self) -> bytes:
-        """Show the first images in a notebook."""
+    def _repr_png_(self) -> bytes | None:
+        """Show a glimpse in a notebook: the first images and methods, layers of all depths; None if it is too much."""
+        step = -(-len(self.layers) // 8)
+        try:
+            drawing = self.plot(range(min(len(self), 4)), methods=self.methods[:4], layers=self.layers[::-step][::-1])
+        except GradlightError:
+            return None
         stream = io.BytesIO()
-        self.plot(range(min(len(self), 4))).savefig(stream, format="png", dpi=80)
+        drawing.savefig(stream, format="png", dpi=80)
         return stream.getvalue()
 
     def save(self, path: str | Path) -> None:

@@ -21,35 +21,37 @@ from ..models.objective import Target
 if TYPE_CHECKING:
     from .maps import SaliencyMaps
 
-__all__ = ["figure"]
+__all__ = ["MOST_PANELS", "figure"]
 
 Array = npt.NDArray[np.float64]
 
 _PANEL = 2.2
-_MOST_PANELS = 600
+MOST_PANELS = 600
 _PHOTO = 480
 
 
-def figure(maps: SaliencyMaps, images: Sequence[int], opacity: float) -> Figure:
+def figure(
+    maps: SaliencyMaps, images: Sequence[int], methods: Sequence[str], layers: Sequence[str], opacity: float
+) -> Figure:
     """Draw a row for each image, target and method: the photo, then a panel for each layer.
 
     Maps that are never negative run from their least (clear) to their largest value (yellow); signed ones from minus
     to plus their largest magnitude (blue, clear, red). Raises GradlightError for more panels than a page can hold.
     """
-    rows = [(image, k, method) for image in images for k in range(len(maps.targets[image])) for method in maps.methods]
-    columns = len(maps.layers) + 1
-    if not rows or len(rows) * columns > _MOST_PANELS:
+    rows = [(image, k, method) for image in images for k in range(len(maps.targets[image])) for method in methods]
+    columns = len(layers) + 1
+    if not rows or len(rows) * columns > MOST_PANELS:
         raise GradlightError(
-            f"A figure of {len(rows)} rows and {columns} columns was asked; it holds 1 to {_MOST_PANELS} panels."
-            " Choose with plot(images=[…]), or explain fewer layers, methods or targets."
+            f"A figure of {len(rows)} rows and {columns} columns was asked; it holds 1 to {MOST_PANELS} panels."
+            " Choose with plot(images=…, methods=…, layers=…)."
         )
     tallness = float(np.clip(np.mean([maps.images[i].height / maps.images[i].width for i in images]), 0.4, 1.6))
     height = (_PANEL * tallness + 0.45) * len(rows)
     drawing = Figure(figsize=(_PANEL * columns + 1.1, height), layout="constrained")
     axes = drawing.subplots(len(rows), columns, squeeze=False)
-    kinds = {key: bool((maps[key] < 0).any()) for key in maps.pairs}
+    kinds = {key: bool((maps[key] < 0).any()) for key in maps.pairs if key[0] in methods and key[1] in layers}
     for line, (image, k, method) in zip(axes, rows, strict=True):
-        _draw_row(line, maps, (image, k, method), kinds, opacity)
+        _draw_row(line, maps, (image, k, method), layers, kinds, opacity)
     _colour_bars(drawing, axes.ravel().tolist(), height, set(kinds.values()))
     return drawing
 
@@ -58,6 +60,7 @@ def _draw_row(
     line: npt.NDArray[np.object_],
     maps: SaliencyMaps,
     row: tuple[int, int, str],
+    layers: Sequence[str],
     signed: dict[tuple[str, str], bool],
     opacity: float,
 ) -> None:
@@ -66,7 +69,7 @@ def _draw_row(
     picture = _picture(photo)
     _draw_photo(line[0], photo, picture)
     line[0].set_title(_named(target), fontsize=8)
-    for panel, layer in zip(line[1:], maps.layers, strict=True):
+    for panel, layer in zip(line[1:], layers, strict=True):
         _draw_photo(panel, photo, picture)
         if (method, layer) in signed:
             values = maps.upsampled(method, layer)[image, k].double().cpu().numpy()

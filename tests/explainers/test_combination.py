@@ -69,5 +69,5 @@ def test_sum_and_product_are_the_papers_formulas() -> None:
 
 
 def test_another_way_to_combine_is_an_error() -> None:
-    with pytest.raises(GradlightError, match="by 'sum' or 'product', not 'mean'"):
+    with pytest.raises(GradlightError, match="by 'product' or 'sum', not 'mean'"):
         combine([torch.rand(1, 1, 2, 2)], [1.0], "mean")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,14 @@ def test_only_maps_of_the_same_images_are_joined(maps: gl.SaliencyMaps) -> None:
         maps.joined(other)
 
 
+def test_maps_are_not_joined_with_those_of_another_step_nor_over_one_another(maps: gl.SaliencyMaps) -> None:
+    with pytest.raises(GradlightError, match="Both results have maps of normgrad at 1, normgrad at 3"):
+        maps.joined(maps)
+    stepped = gl.SaliencyMaps({}, {}, maps.images, maps.targets, maps.size, replace(maps.origin, meta={"lr": 0.1}))
+    with pytest.raises(GradlightError, match="the same weights and meta step"):
+        maps.joined(stepped)
+
+
 def test_a_file_gives_back_the_same_maps(maps: gl.SaliencyMaps, tmp_path: Path) -> None:
     both = maps.joined(maps.combine())
     both.save(tmp_path / "maps.h5")
@@ -128,6 +137,24 @@ def test_a_photo_that_is_gone_is_drawn_grey(maps: gl.SaliencyMaps, photo: Path, 
     finally:
         away.rename(photo)
     assert np.unique(np.asarray(picture)).tolist() == [190]
+
+
+def test_methods_and_layers_can_be_chosen_for_the_figure(maps: gl.SaliencyMaps) -> None:
+    titles = [axis.get_title() for axis in maps.plot([1], methods=["normgrad"], layers=["3"]).axes]
+    assert [title for title in titles if "\n3" in title or "\n1" in title] == ["normgrad\n3", "normgrad\n3"]
+
+
+def test_a_notebook_shows_a_glimpse_of_what_is_too_much(maps: gl.SaliencyMaps) -> None:
+    names = [f"layer{n}" for n in range(100)]
+    many = {("normgrad", name): maps["normgrad", "3"] for name in names}
+    about = {name: replace(maps.about["3"], depth=depth) for depth, name in enumerate(names)}
+    large = gl.SaliencyMaps(many, about, maps.images, maps.targets, maps.size, maps.origin)
+    shown = large._repr_png_()
+    assert shown is not None
+    assert Image.open(io.BytesIO(shown)).size[0] < 2000
+    rows = [row * 200 for row in maps.targets]
+    huge = gl.SaliencyMaps(many, about, maps.images, rows, maps.size, maps.origin)
+    assert huge._repr_png_() is None
 
 
 def test_too_many_panels_are_refused(maps: gl.SaliencyMaps) -> None:
