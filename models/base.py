@@ -54,7 +54,11 @@ class Explainable(ABC):
 
     network: nn.Module
     name: str
-    labels: list[str]
+
+    @property
+    @abstractmethod
+    def labels(self) -> list[str]:
+        """The names of the classes or words that the network tells apart."""
 
     @property
     @abstractmethod
@@ -77,6 +81,12 @@ class Explainable(ABC):
         """Bring paths, Pillow images or HWC uint8 arrays to [B,3,H,W]; such a tensor passes through."""
         return self.read(as_list(images))[0]
 
+    def cast(self, pixels: Tensor) -> Tensor:
+        """Bring pixels to the network's floating-point dtype and its device."""
+        parameters = list(self.network.parameters())
+        dtype = next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)
+        return pixels.to(device=parameters[0].device if parameters else "cpu", dtype=dtype)
+
     def layers(self, size: tuple[int, int] | None = None) -> list[Layer]:
         """List every spatial layer in the order of execution, "input" first, for pixels of a size (height, width)."""
         return self._discovery(size).layers
@@ -91,8 +101,7 @@ class Explainable(ABC):
         size = size or self.size
         if size not in known:
             noise = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
-            parameter = next(self.network.parameters(), noise)
-            known[size] = discover(self.network, noise.to(parameter.device, parameter.dtype))
+            known[size] = discover(self.network, self.cast(noise))
         return known[size]
 
     def weights_sha256(self) -> str:

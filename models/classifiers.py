@@ -19,7 +19,7 @@ from .preprocessing import IMAGENET, Preprocess, Preprocessing
 from .preserve import preserved
 from .reading import read_images, read_pixels
 from .targets import parse
-from .zoo import LIBRARIES, Found, names
+from .zoo import LIBRARIES, Found, sources
 
 __all__ = ["Classifier", "Prediction", "classifier"]
 
@@ -61,11 +61,11 @@ class Classifier(Explainable):
         self._record = dict(record or {})
 
     @property
-    def labels(self) -> list[str]:  # type: ignore[override]
+    def labels(self) -> list[str]:
         """The names of the classes; the network is run once where nobody has said how many there are."""
         if self._names.names is None:
             with preserved(self.network), torch.no_grad():
-                self.objective(None).outputs(self._cast(torch.zeros(1, 3, *self.size)))
+                self.objective(None).outputs(self.cast(torch.zeros(1, 3, *self.size)))
         return list(self._names.names or [])
 
     @property
@@ -82,7 +82,7 @@ class Classifier(Explainable):
             pixels, photos = images, read_pixels(images, self.preprocess)
         else:
             pixels, photos = read_images(images, self.preprocess)
-        return self._cast(pixels), photos
+        return self.cast(pixels), photos
 
     def objective(self, target: Any = None) -> ClassObjective:
         """Make the objective of a target: an index, label, "top", "top5", "min", or lists of them (`targets.parse`)."""
@@ -119,11 +119,6 @@ class Classifier(Explainable):
         labels = self.labels
         for order, row in zip(logits.cpu().argsort(dim=1, descending=True, stable=True), probabilities, strict=True):
             yield [Prediction(labels[i], float(row[i]), i) for i in order[:top].tolist()]
-
-    def _cast(self, pixels: Tensor) -> Tensor:
-        parameters = list(self.network.parameters())
-        dtype = next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)
-        return pixels.to(device=parameters[0].device if parameters else "cpu", dtype=dtype)
 
 
 def classifier(
@@ -184,7 +179,7 @@ def _named(source: Any, pretrained: bool, checkpoint: PathLike | None, labels: S
     library, _, name = source.partition("/")
     if library in LIBRARIES and name:
         return LIBRARIES[library](name, pretrained=pretrained, checkpoint=checkpoint, labels=labels)
-    everything = ["scenes", *(f"{kind}/{known}" for kind in LIBRARIES for known in names(kind))]
+    everything = sources()
     same = [full for full in everything if full.partition("/")[2] == source != ""]
     near = f" Did you mean {' or '.join(map(repr, same))}?" if same else nearest(source, everything)
     raise GradlightError(

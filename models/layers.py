@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from ..errors import GradlightError
 from .preserve import preserved
@@ -71,21 +71,17 @@ def discover(network: nn.Module, pixels: Tensor) -> Discovery:
     attention, a transformer may read its class token alone). Raises GradlightError when the network refuses such
     pixels.
     """
-    handles: list[RemovableHandle] = []
     recorder = _Recorder(height=pixels.shape[2], width=pixels.shape[3])
-    with preserved(network):
+    with ExitStack() as undo:
+        undo.enter_context(preserved(network))
+        for name, module in network.named_modules():
+            if name:
+                undo.callback(module.register_forward_hook(partial(recorder.see, name)).remove)
         leaf = pixels.clone().requires_grad_()
-        try:
-            for name, module in network.named_modules():
-                if name:
-                    handles.append(module.register_forward_hook(partial(recorder.see, name)))
-            output = _run(network, leaf)
-        finally:
-            for handle in handles:
-                handle.remove()
-        unread = _unread(recorder, _tensors(output))
-    passages = [p for p in mark_paths(recorder.passages, _tensors(output), leaf) if p.name not in unread]
-    pooled = _pooled(recorder, _tensors(output))
+        outputs = _tensors(_run(network, leaf))
+        unread = _unread(recorder, outputs)
+    passages = [p for p in mark_paths(recorder.passages, outputs, leaf) if p.name not in unread]
+    pooled = _pooled(recorder, outputs)
     layers = [Layer("input", 0, pixels.shape[1], (pixels.shape[2], pixels.shape[3]))]
     named = {}
     for depth, passage in enumerate((p for p in passages if p.reaches), start=1):
@@ -156,6 +152,9 @@ class _Recorder:
         )
 
 
+_LAST = (nn.Linear.forward, nn.LayerNorm.forward)
+
+
 def _layout(module: nn.Module, tensor: Tensor, height: int, width: int) -> Layout | None:
     """Tell how a tensor lies in memory, or None if it has no grid of more than one location like the pixels'."""
     aspect = height / width
@@ -171,9 +170,6 @@ def _layout(module: nn.Module, tensor: Tensor, height: int, width: int) -> Layou
             if _grid(tensor.shape[1] - prefix, aspect):
                 return partial(_tokens, prefix=prefix, aspect=aspect)
     return None
-
-
-_LAST = (nn.Linear.forward, nn.LayerNorm.forward)
 
 
 def _like(grid: tuple[int, ...] | torch.Size, aspect: float) -> bool:

@@ -18,6 +18,7 @@ __all__ = [
     "LIBRARIES",
     "Found",
     "names",
+    "sources",
     "timm_network",
     "timm_preprocessing",
     "torchvision_network",
@@ -106,6 +107,11 @@ def torchvision_network(
 
 
 LIBRARIES = {"timm": timm_network, "torchvision": torchvision_network}
+
+
+def sources() -> list[str]:
+    """List every name that `classifier` takes."""
+    return ["scenes", *(f"{library}/{name}" for library in LIBRARIES for name in names(library))]
 
 
 def names(library: str) -> list[str]:
