@@ -16,7 +16,6 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     name="gradlight",
     help="See where in an image a network found what it says.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -43,8 +42,9 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        status = app(arguments, prog_name="gradlight", standalone_mode=False)
-    except (typer.TyperException, GradlightError, KeyboardInterrupt) as error:
+        status = app(arguments or ["--help"], prog_name="gradlight", standalone_mode=False)
+    # Whatever a user's network, disk or memory may do is told in one line too.
+    except (Exception, KeyboardInterrupt) as error:
         if debug:
             raise
         sys.exit(_report(error))
@@ -53,14 +53,14 @@ def main() -> None:
 
 def _report(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
-        message = "stopped by Ctrl-C; nothing was written."
+        message = "stopped by Ctrl-C."
     elif isinstance(error, typer.TyperException):
         format_message = getattr(error, "format_message", None)
         message = format_message() if format_message else str(error)
-        if not message:
-            return 0
-    else:
+    elif isinstance(error, GradlightError):
         message = str(error)
+    else:
+        message = f"{type(error).__name__}: {error} (--debug shows where)"
     print(f"gradlight: {' '.join(message.split())}", file=sys.stderr)
     return 2
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,17 +12,18 @@ from .data import images as pictures
 from .data.store import destination
 from .errors import GradlightError, nearest
 from .explainers.archive import save
-from .explainers.combination import layer_weights
+from .explainers.combination import check_how, layer_weights
 from .explainers.explain import explain
 from .explainers.maps import SaliencyMaps
 from .explainers.meta import Meta
+from .explainers.plotting import MOST_PANELS
 from .models.classifiers import Classifier, classifier
 
 __all__ = [
     "Asked",
     "explain_images",
     "open_model",
-    "parse_meta",
+    "readable",
     "train_network",
     "write_pictures",
 ]
@@ -52,11 +54,9 @@ def explain_images(images: list[Path], outputs: list[Path], source: Source, aske
             destination(output)
         elif not output.absolute().parent.is_dir():
             raise GradlightError(f"{output}: the folder {output.absolute().parent} does not exist. Create it first.")
-    meta = parse_meta(asked.meta)
+    meta = _parse_meta(asked.meta)
     combine = _parse_combine(asked.combine)
-    good, failures = _readable(images)
-    if not good:
-        raise GradlightError(f"None of {len(failures)} images can be read. The first: {failures[0][1]}")
+    good, failures = readable(images)
     model = open_model(source)
     maps = explain(
         model,
@@ -77,24 +77,38 @@ def explain_images(images: list[Path], outputs: list[Path], source: Source, aske
             save(maps, output, failures)
             written = [output]
         print("\n".join(f"wrote {path}" for path in written))
-    for _, reason in failures:
-        notice(f"left out: {reason}")
     return 1 if failures else 0
 
 
 def write_pictures(maps: SaliencyMaps, output: Path) -> list[Path]:
-    """Draw maps as PNG, a page for a dozen rows: out.png, out-2.png …; give the files written."""
-    step = max(1, _ROWS_A_PAGE // (len(maps.targets[0]) * len(maps.methods)))
+    """Draw maps as PNG, about a dozen rows a page: out.png, out-2.png …; give the files written."""
     written = []
-    for page, start in enumerate(range(0, len(maps), step), start=1):
+    for page, (images, methods) in enumerate(_pages(maps), start=1):
         path = output if page == 1 else output.with_stem(f"{output.stem}-{page}")
-        maps.plot(range(start, min(start + step, len(maps)))).savefig(path, dpi=90)
+        drawing = maps.plot(images, methods=methods)
+        try:
+            drawing.savefig(path, dpi=90)
+        except OSError as error:
+            raise GradlightError(f"{path}: the picture cannot be written: {error.strerror or error}.") from error
         written.append(path)
     return written
 
 
-def _readable(images: list[Path]) -> tuple[list[Path], list[tuple[str, str]]]:
-    """Sort photos, and those of folders, into what can be read and what cannot, with the reason."""
+def _pages(maps: SaliencyMaps) -> Iterator[tuple[range, list[str]]]:
+    """Divide maps into pages: several images with all methods, or one image with as many methods as a page holds."""
+    targets, methods = len(maps.targets[0]), maps.methods
+    together = max(1, min(len(methods), MOST_PANELS // (targets * (len(maps.layers) + 1))))
+    step = max(1, _ROWS_A_PAGE // (targets * together)) if together == len(methods) else 1
+    for start in range(0, len(maps), step):
+        for first in range(0, len(methods), together):
+            yield range(start, min(start + step, len(maps))), methods[first : first + together]
+
+
+def readable(images: list[Path]) -> tuple[list[Path], list[tuple[str, str]]]:
+    """Sort photos, and those of folders, into what can be read and what cannot, with the reason, which is told.
+
+    Raises GradlightError when none can be read.
+    """
     good, failures = [], []
     for path in (found for given in images for found in (pictures.find(given) if given.is_dir() else [given])):
         try:
@@ -104,6 +118,10 @@ def _readable(images: list[Path]) -> tuple[list[Path], list[tuple[str, str]]]:
             failures.append((str(path), str(error)))
     if not good and not failures:
         raise GradlightError(f"No image was found in {', '.join(map(str, images))}.")
+    if not good:
+        raise GradlightError(f"None of {len(failures)} images can be read. The first: {failures[0][1]}")
+    for _, reason in failures:
+        notice(f"left out: {reason}")
     return good, failures
 
 
@@ -138,7 +156,7 @@ def _listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def parse_meta(text: str | None) -> Meta | None:
+def _parse_meta(text: str | None) -> Meta | None:
     """Read "0.002", "descent:0.002" or "ascent:0.002"."""
     if text is None:
         return None
@@ -156,8 +174,7 @@ def _parse_combine(text: str | None) -> tuple[str, str] | None:
     if text is None:
         return None
     how, _, weights = text.partition(":")
-    if how not in ("product", "sum"):
-        raise GradlightError(f"--combine takes HOW:WEIGHTS, product or sum and their weights; {text!r} was given.")
+    check_how(how)
     layer_weights(weights or "linear", ["layer"])
     return how, weights or "linear"
 

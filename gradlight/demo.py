@@ -6,9 +6,8 @@ import json
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from .commands import write_pictures
-from .console import interactive, notice, table
-from .data import images as pictures
+from .commands import readable, write_pictures
+from .console import interactive, table
 from .data import scenes
 from .errors import GradlightError
 from .explainers.explain import explain
@@ -22,13 +21,19 @@ _COMBINED = "product(linear)"
 
 
 def run(out: Path, photos: list[Path], model: str) -> int:
-    """Explain the six scenes, then the photos; write maps and pictures into a folder; give the exit status."""
+    """Explain the six scenes, then the photos; write maps and pictures into a folder; give the exit status.
+
+    Raises GradlightError, before anything is done, when photos are given and none can be read.
+    """
+    good, failures = readable(photos) if photos else ([], [])
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise GradlightError(f"{out}: the folder cannot be made: {error.strerror}. Name another: --out.") from error
     _explain_scenes(out)
-    return _explain_photos(out, photos, model) if photos else 0
+    if good:
+        _explain_photos(out, good, model)
+    return 1 if failures else 0
 
 
 def _explain_scenes(out: Path) -> None:
@@ -70,17 +75,9 @@ def _rows(maps: SaliencyMaps, number: int, scene: scenes.Scene) -> list[list[str
     return rows
 
 
-def _explain_photos(out: Path, photos: list[Path], name: str) -> int:
-    """Explain each photo that can be read; one that cannot is told and does not stop the others."""
+def _explain_photos(out: Path, photos: list[Path], name: str) -> None:
     model = classifier(name)
-    failed = 0
     for number, path in enumerate(photos, start=1):
-        try:
-            pictures.load(path)
-        except GradlightError as error:
-            notice(f"left out: {error}")
-            failed += 1
-            continue
         maps = explain(model, path, "top", methods=_METHODS)
         maps = maps.joined(maps.combine())
         target = maps.targets[0][0]
@@ -88,4 +85,3 @@ def _explain_photos(out: Path, photos: list[Path], name: str) -> int:
         maps.save(out / f"{stem}.h5")
         written = write_pictures(maps, out / f"{stem}.png")
         print(f"{path}: {target.label}, score {target.score:.2f}; wrote {out / stem}.h5 and {written[0]}")
-    return 1 if failed else 0

@@ -27,7 +27,7 @@ def list_layers(source: Source, stages: bool) -> None:
             layer.depth,
             layer.name,
             layer.channels,
-            "×".join(map(str, layer.size)),
+            _times(layer.size),
             "stage" if layer.name in chosen else "",
         )
         for layer in model.layers()
@@ -42,9 +42,9 @@ def _times(sizes: tuple[int, ...]) -> str:
 
 def list_models(pattern: str) -> None:
     """Print the networks that can be named, one a line."""
-    from .models.zoo import LIBRARIES, names
+    from .models.zoo import sources
 
-    known = ["scenes", *(f"{library}/{name}" for library in LIBRARIES for name in names(library))]
+    known = sources()
     found = [name for name in known if fnmatchcase(name, pattern)]
     if not found:
         raise GradlightError(f"No network matches {pattern!r}.{nearest(pattern.strip('*'), known)}")

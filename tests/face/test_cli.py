@@ -58,6 +58,12 @@ def test_every_command_has_help(run, command: str) -> None:  # type: ignore[no-u
     assert f"gradlight {command}" in shown
 
 
+def test_alone_it_shows_its_help(run) -> None:  # type: ignore[no-untyped-def]
+    status, shown, told = run()
+    assert (status, told) == (0, "")
+    assert "\n  explain " in shown
+
+
 def test_version(run) -> None:  # type: ignore[no-untyped-def]
     assert run("--version")[:2] == (0, f"gradlight {gl.__version__}\n")
 
@@ -131,7 +137,7 @@ def test_a_folder_of_photos(run, photo: Path, tmp_path: Path) -> None:  # type: 
         (["explain", "PHOTO", "-o", "out.h5", "-t", "strar"], "'star'"),
         (["explain", "PHOTO", "-o", "out.h5", "--methods", "normgard"], "Did you mean 'normgrad'"),
         (["explain", "PHOTO", "-o", "out.h5", "--layers", "layer9"], "No layer is called 'layer9'"),
-        (["explain", "PHOTO", "-o", "out.h5", "--combine", "mean:linear"], "--combine takes HOW:WEIGHTS"),
+        (["explain", "PHOTO", "-o", "out.h5", "--combine", "mean:linear"], "by 'product' or 'sum', not 'mean'"),
         (["explain", "PHOTO", "-o", "out.h5", "--combine", "sum:lineer"], "Did you mean 'linear'"),
         (["explain", "PHOTO", "-o", "out.h5", "--meta", "quick"], "--meta takes LR"),
         (["explain", "PHOTO", "-o", "out.h5", "--meta", "up:0.1"], "'descent' or 'ascent'"),
@@ -164,6 +170,29 @@ def test_another_programs_file_is_refused_before_the_work(run, photo: Path, tmp_
     assert status == 2
     assert "not a gradlight file" in told
     assert (tmp_path / "theirs.h5").read_bytes() == before
+
+
+def test_what_nobody_foresaw_is_one_line_too(run, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    status, _, told = run("explain", photo, "-o", tmp_path / "out.png")
+    assert (status, told.count("\n")) == (2, 1)
+    assert "out.png: the picture cannot be written: No space left" in told
+    monkeypatch.setattr("gradlight.commands.explain", full)
+    status, _, told = run("explain", photo, "-o", tmp_path / "out.png")
+    assert (status, told.count("\n")) == (2, 1)
+    assert "OSError" in told
+    assert "--debug shows where" in told
+
+
+def test_many_methods_and_layers_go_on_pages(run, photo: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Every panel is drawn on one page: those of one image where a page cannot hold all of its methods."""
+    arguments = ["--layers", "all", "--methods", ",".join(["normgrad", "gradient", "bias+sum"]), "-t", "top5"]
+    status, shown, _ = run("explain", photo, *arguments, "-o", tmp_path / "out.png")
+    assert status == 0
+    assert shown.count("wrote ") == len(list(tmp_path.glob("out*.png"))) > 1
 
 
 def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

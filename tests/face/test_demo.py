@@ -42,8 +42,15 @@ def test_photos_are_explained_too_and_a_bad_one_is_told(tmp_path: Path, capsys: 
     told = capsys.readouterr()
     assert "bad.jpg" in told.err
     assert str(good) in told.out
-    assert gl.load(tmp_path / "made" / "photo-2-good.h5").layers[-1] == "product(linear)"
-    assert (tmp_path / "made" / "photo-2-good.png").exists()
+    assert gl.load(tmp_path / "made" / "photo-1-good.h5").layers[-1] == "product(linear)"
+    assert (tmp_path / "made" / "photo-1-good.png").exists()
+
+
+def test_when_no_photo_can_be_read_nothing_is_done(tmp_path: Path) -> None:
+    (tmp_path / "bad.jpg").write_text("no picture")
+    with pytest.raises(gl.GradlightError, match="None of 1 images can be read"):
+        run(tmp_path / "made", [tmp_path / "bad.jpg"], "scenes")
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
