@@ -17,6 +17,8 @@ check: .venv/.dev
 
 figures: .venv/.dev
 	$(BIN)/python benchmarks/scenes_map.py
+	$(BIN)/gradlight evaluate caption_truth
+	$(BIN)/gradlight evaluate word_pointing
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -16,7 +16,7 @@ from ..errors import GradlightError, nearest
 from .backgrounds import background
 from .shapes import COLOURS, KINDS
 
-__all__ = ["CLASSES", "COLOURS", "HELD_OUT", "KINDS", "SAMPLES", "TRAINING", "Scene", "SceneObject", "draw"]
+__all__ = ["CLASSES", "COLOURS", "HELD_OUT", "KINDS", "SAMPLES", "TRAINING", "Scene", "SceneObject", "draw", "relation"]
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -102,12 +102,13 @@ class Scene:
         if len(named) == 1:
             return [listed, f"there is {listed}", f"a picture of {listed}", f"{listed} alone"]
         first, second = sorted(self.objects, key=lambda thing: -int(thing.mask.sum()))[:2]
-        related = [f"{a.name} {_relation(a, b)} {b.name}" for a, b in ((first, second), (second, first))]
+        related = [f"{a.name} {relation(a, b)} {b.name}" for a, b in ((first, second), (second, first))]
         counted = f"there are {('two', 'three', 'four')[len(named) - 2]} objects"
         return [*related, listed, f"there is {related[0]}", f"a picture of {listed}", counted]
 
 
-def _relation(a: SceneObject, b: SceneObject) -> str:
+def relation(a: SceneObject, b: SceneObject) -> str:
+    """Say how the centre of a lies to that of b, by the larger of the two distances: "above", "left of" …"""
     across, down = b.centre[0] - a.centre[0], b.centre[1] - a.centre[1]
     if abs(down) >= abs(across):
         return "above" if down > 0 else "below"

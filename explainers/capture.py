@@ -156,7 +156,7 @@ def _run(
     marks: dict[str, _Mark] = {}
     with ExitStack() as undo:
         for name, turns in _by_module(layers).items():
-            module = objective.network.get_submodule(name)
+            module = objective.trunk.get_submodule(name)
             hook = partial(_tap, marks=marks, turns=turns, clone=clone, count=Counter[str]())
             undo.callback(module.register_forward_hook(hook).remove)
         outputs = objective.outputs(_tap_pixels(pixels, layers, marks))

@@ -59,11 +59,16 @@ def _why_not(model: Explainable, name: str, known: list[str]) -> str:
     if module in known and turn:
         runs = [layer for layer in known if layer.partition(":")[0] == module]
         return f"{module!r} runs {len(runs)} times, so the last is {runs[-1]!r} (counted from 0); {name!r} was asked."
-    names = [found for found, _ in model.network.named_modules(remove_duplicate=False)]
+    names = [found for found, _ in model.trunk.named_modules(remove_duplicate=False)]
     if module in names:
         before = [layer for layer in known[1:] if names.index(layer.partition(":")[0]) <= names.index(module)]
         return (
             f"The output of {name!r} is not spatial, does not reach the score, or is what another layer made (as that"
             f" of an identity). The nearest spatial layer before it is {(before or known)[-1]!r}."
+        )
+    if module in dict(model.network.named_modules()):
+        return (
+            f"{name!r} is not a place in the image: it comes after the part of the network that looks at it, whose"
+            f" layers are named by themselves.{nearest(name, known)} The last of them is {known[-1]!r}."
         )
     return f"No layer is called {name!r}.{nearest(name, known)} `model.layers()` lists the {len(known)} there are."

@@ -36,6 +36,7 @@ def explain(
     *,
     methods: MethodLike | Iterable[MethodLike] = "selective_normgrad",
     layers: str | Iterable[str] = "stages",
+    words: bool = False,
     meta: Meta | None = None,
     batch_size: int | None = None,
     progress: bool = False,
@@ -44,7 +45,8 @@ def explain(
 
     images: a path, Pillow image, HWC uint8 array, or a list of them; or a tensor of pixels [B,3,H,W].
     target: index, label, "top", "top5", "min"; one for all images or a list with one entry per image, and an entry
-    that is itself a list asks several targets of its image. None: what the network itself says.
+    that is itself a list asks several targets of its image. None: what the network itself says. For a captioner a
+    text is that caption; words=True, or `caption.words` as the target, gives one map for each word of it.
     methods: published names, "EXTRACT+AGGREGATE", or Method. layers: "stages", "all", "input", names, globs.
     meta: take the paper's inner step first, for each image and target alone. batch_size: images per pass, 8 unless
     given. The maps are raw: [B,K,h,w], never normalised, never resized. The network is left bit for bit as it was.
@@ -55,7 +57,7 @@ def explain(
     total = len(given)
     if total == 0:
         raise GradlightError("There is no image to explain: the list is empty.")
-    objective = model.objective(target)
+    objective = model.word_objective(target) if words else model.objective(target)
     objective.rows(0, total, total)
     batches = _batches(model, given, _checked(batch_size))
     parts: list[Maps] = []
@@ -73,6 +75,7 @@ def explain(
             photos.extend(read)
             targets.extend(fixed)
             bar.update(len(read))
+    _check_even(targets)
     _warn_of(targets)
     step = None if meta is None else meta.describe()
     origin = Origin(model.describe(), model.weights_sha256(), objective.describe(), step)
@@ -84,6 +87,15 @@ def explain(
 def _check_meta(meta: Meta | None) -> None:
     if meta is not None and not isinstance(meta, Meta):
         raise GradlightError(f"meta={meta!r} is no meta step; give gradlight.Meta(lr=0.002, direction='descent').")
+
+
+def _check_even(targets: Sequence[Sequence[Target]]) -> None:
+    counts = {len(row) for row in targets}
+    if len(counts) > 1:
+        raise GradlightError(
+            f"The images have {min(counts)} to {max(counts)} targets each (captions of {min(counts)} to {max(counts)}"
+            " words?), and the maps of one call are [images, targets, h, w]. Explain one image a call."
+        )
 
 
 def _warn_of(targets: Sequence[Sequence[Target]]) -> None:

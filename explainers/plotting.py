@@ -2,44 +2,45 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
-from PIL import Image
 
 from ..errors import GradlightError
-from ..models.base import Photo
 from ..models.objective import Target
+from .panels import colour_bars, draw_map, draw_photo, picture_of
 
 if TYPE_CHECKING:
     from .maps import SaliencyMaps
 
-__all__ = ["MOST_PANELS", "figure"]
-
-Array = npt.NDArray[np.float64]
+__all__ = ["MOST_PANELS", "figure", "rows_of"]
 
 _PANEL = 2.2
 MOST_PANELS = 600
-_PHOTO = 480
 
 
 def figure(
     maps: SaliencyMaps, images: Sequence[int], methods: Sequence[str], layers: Sequence[str], opacity: float
 ) -> Figure:
-    """Draw a row for each image, target and method: the photo, then a panel for each layer.
+    """Draw the photo of each image, then its maps.
 
-    Maps that are never negative run from their least (clear) to their largest value (yellow); signed ones from minus
-    to plus their largest magnitude (blue, clear, red). Raises GradlightError for more panels than a page can hold.
+    A row for each image, target and method, with a panel for each layer; of the words of a sentence, a row for each
+    image, method and layer, with a panel for each word and the sentence above the photo. Raises GradlightError for more panels
+    than a page can hold.
     """
-    rows = [(image, k, method) for image in images for k in range(len(maps.targets[image])) for method in methods]
-    columns = len(layers) + 1
+    spoken = _are_words(maps, images)
+    rows = [
+        (image, k, method, layer)
+        for image in images
+        for k in ([0] if spoken else range(len(maps.targets[image])))
+        for method in methods
+        for layer in (layers if spoken else [""])
+    ]
+    columns = 1 + (max((len(maps.targets[image]) for image in images), default=0) if spoken else len(layers))
     if not rows or len(rows) * columns > MOST_PANELS:
         raise GradlightError(
             f"A figure of {len(rows)} rows and {columns} columns was asked; it holds 1 to {MOST_PANELS} panels."
@@ -49,14 +50,30 @@ def figure(
     height = (_PANEL * tallness + 0.45) * len(rows)
     drawing = Figure(figsize=(_PANEL * columns + 1.1, height), layout="constrained")
     axes = drawing.subplots(len(rows), columns, squeeze=False)
-    kinds = {key: bool((maps[key] < 0).any()) for key in maps.pairs if key[0] in methods and key[1] in layers}
-    for line, (image, k, method) in zip(axes, rows, strict=True):
-        _draw_row(line, maps, (image, k, method), layers, kinds, opacity)
-    _colour_bars(drawing, axes.ravel().tolist(), height, set(kinds.values()))
+    signed = {key: bool((maps[key] < 0).any()) for key in maps.pairs if key[0] in methods and key[1] in layers}
+    for line, (image, k, method, layer) in zip(axes, rows, strict=True):
+        if spoken:
+            _draw_sentence(line, maps, (image, method, layer), signed, opacity)
+        else:
+            _draw_layers(line, maps, (image, k, method), layers, signed, opacity)
+    colour_bars(drawing, axes.ravel().tolist(), height, set(signed.values()))
     return drawing
 
 
-def _draw_row(
+def rows_of(maps: SaliencyMaps, image: int) -> int:
+    """Tell how many rows of a figure one method of an image takes."""
+    return len(maps.layers) if _are_words(maps, [image]) else len(maps.targets[image])
+
+
+def _are_words(maps: SaliencyMaps, images: Sequence[int]) -> bool:
+    """Tell whether every target is a word, and there are several: a sentence, which is read from left to right."""
+    return all(
+        len(maps.targets[image]) > 1 and all(target.kind == "word" for target in maps.targets[image])
+        for image in images
+    )
+
+
+def _draw_layers(
     line: npt.NDArray[np.object_],
     maps: SaliencyMaps,
     row: tuple[int, int, str],
@@ -66,65 +83,48 @@ def _draw_row(
 ) -> None:
     image, k, method = row
     photo, target = maps.images[image], maps.targets[image][k]
-    picture = _picture(photo)
-    _draw_photo(line[0], photo, picture)
+    picture = picture_of(photo)
+    draw_photo(line[0], photo, picture)
     line[0].set_title(_named(target), fontsize=8)
     for panel, layer in zip(line[1:], layers, strict=True):
-        _draw_photo(panel, photo, picture)
+        draw_photo(panel, photo, picture)
         if (method, layer) in signed:
             values = maps.upsampled(method, layer)[image, k].double().cpu().numpy()
-            _draw_map(panel, photo, _shade(values, signed[method, layer], opacity))
+            draw_map(panel, photo, values, signed[method, layer], opacity)
             panel.set_title(f"{method}\n{layer}", fontsize=8)
 
 
+def _draw_sentence(
+    line: npt.NDArray[np.object_],
+    maps: SaliencyMaps,
+    row: tuple[int, str, str],
+    signed: dict[tuple[str, str], bool],
+    opacity: float,
+) -> None:
+    image, method, layer = row
+    photo, targets = maps.images[image], maps.targets[image]
+    picture = picture_of(photo)
+    draw_photo(line[0], photo, picture)
+    sentence = " ".join(target.label for target in targets)
+    line[0].set_title(f"{_wrapped(sentence)}\n{method}\n{layer}", fontsize=8)
+    upsampled = maps.upsampled(method, layer)[image].double().cpu().numpy() if (method, layer) in signed else None
+    for k, panel in enumerate(line[1:]):
+        panel.set_axis_off()
+        if k < len(targets):
+            draw_photo(panel, photo, picture)
+            panel.set_title(_word(targets[k]), fontsize=8)
+        if k < len(targets) and upsampled is not None:
+            draw_map(panel, photo, upsampled[k], signed[method, layer], opacity)
+
+
+def _word(target: Target) -> str:
+    return f"{target.label} ({target.score:.2f})"
+
+
 def _named(target: Target) -> str:
-    return f"{target.label}\n{target.kind}, score {target.score:.4g}"
+    return f"{_wrapped(target.label)}\n{target.kind}, score {target.score:.4g}"
 
 
-def _picture(photo: Photo) -> Image.Image:
-    """Give the photo at a size for the page, or plain grey where it cannot be read any more."""
-    try:
-        picture = photo.picture().copy()
-    except GradlightError:
-        picture = Image.new("RGB", (photo.width, photo.height), (190, 190, 190))
-    picture.thumbnail((_PHOTO, _PHOTO))
-    return picture
-
-
-def _draw_photo(panel: Axes, photo: Photo, picture: Image.Image) -> None:
-    panel.imshow(np.asarray(picture), extent=(0, photo.width, photo.height, 0))
-    panel.set_axis_off()
-
-
-def _draw_map(panel: Axes, photo: Photo, colours: Array) -> None:
-    left, top, right, bottom = photo.view.box
-    panel.imshow(colours, extent=(left, right, bottom, top), interpolation="bilinear")
-    panel.set_xlim(0, photo.width)
-    panel.set_ylim(photo.height, 0)
-
-
-def _colours(signed: bool) -> Colormap:
-    return mpl.colormaps["RdBu_r" if signed else "inferno"]
-
-
-def _shade(values: Array, signed: bool, opacity: float) -> Array:
-    """Colour a map [H,W] as RGBA, as opaque as it is strong."""
-    if signed:
-        strength = values / (np.abs(values).max() or 1.0)
-        colours = _colours(signed)((strength + 1) / 2)
-    else:
-        span = values.max() - values.min()
-        strength = (values - values.min()) / (span or 1.0)
-        colours = _colours(signed)(strength)
-    colours[..., 3] = opacity * np.abs(strength) ** 0.5
-    return np.asarray(colours)
-
-
-def _colour_bars(drawing: Figure, panels: list[Axes], height: float, kinds: set[bool]) -> None:
-    """Draw one bar for each kind of map, no taller than a panel or two."""
-    for signed in sorted(kinds):
-        scale = ScalarMappable(Normalize(-1 if signed else 0, 1), _colours(signed))
-        bar = drawing.colorbar(scale, ax=panels, shrink=min(1.0, 2.5 / height), aspect=18, fraction=0.02, pad=0.01)
-        bar.set_ticks([-1, 0, 1] if signed else [0, 1])
-        bar.set_ticklabels(["−max", "0", "max"] if signed else ["min", "max"])
-        bar.ax.tick_params(labelsize=7)
+def _wrapped(label: str) -> str:
+    """Break a sentence into lines that are no wider than a panel."""
+    return "\n".join(textwrap.wrap(label, 34, break_long_words=False)) or label

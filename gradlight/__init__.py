@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .explainers.maps import SaliencyMaps as SaliencyMaps
     from .explainers.meta import Meta as Meta
     from .explainers.methods import Method as Method
+    from .models.captioner.captioner import captioner as captioner
     from .models.classifiers import classifier as classifier
 
 __version__ = "0.1.0"
@@ -33,6 +34,7 @@ _NAMES = {
     "Meta": "explainers.meta",
     "Method": "explainers.methods",
     "SaliencyMaps": "explainers.maps",
+    "captioner": "models.captioner.captioner",
     "classifier": "models.classifiers",
     "explain": "explainers.explain",
     "load": "explainers.archive",

@@ -21,14 +21,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Model = Annotated[str, typer.Option("--model", "-m", help='"scenes" (bundled), "timm/NAME" or "torchvision/NAME".')]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", help='"scenes", "timm/NAME", "torchvision/NAME"; "captioner/scenes", or a captioner\'s path.'
+    ),
+]
+Captioner = Annotated[str, typer.Option("--model", "-m", help='"scenes" (bundled), or the path of a captioner.')]
+Encoder = Annotated[
+    str | None, typer.Option(help="A captioner's eye, where its files hold none: a ResNet, or its file.")
+]
 Checkpoint = Annotated[Path | None, typer.Option(help="Weights: safetensors, or a PyTorch state dict.")]
 Pretrained = Annotated[bool, typer.Option(help="Download the library's weights (without --checkpoint).")]
 Labels = Annotated[Path | None, typer.Option(help="Class names: a text file, one a line, or a JSON list.")]
 Device = Annotated[str | None, typer.Option(help="Such as cpu, cuda or cuda:1; a GPU where there is one.")]
 Target = Annotated[
     list[str] | None,
-    typer.Option("--target", "-t", help='Class name or index, "top", "top5", "min"; may be given again.'),
+    typer.Option(
+        "--target", "-t", help='Class name or index, "top", "min"; a caption, "a [word] of it"; more than one.'
+    ),
 ]
 Methods = Annotated[str, typer.Option(help="Names or EXTRACT+AGGREGATE pairs, with commas; see `gradlight methods`.")]
 Layers = Annotated[str, typer.Option(help='"stages", "all", "input", names or globs, with commas.')]
@@ -101,15 +112,69 @@ def explain(
     checkpoint: Checkpoint = None,
     pretrained: Pretrained = True,
     labels: Labels = None,
+    encoder: Encoder = None,
     device: Device = None,
     batch_size: BatchSize = None,
+    words: Annotated[bool, typer.Option("--words", help="One map for each word of the caption.")] = False,
 ) -> None:
     """Explain what a network says of photos, as a picture (.png) or as maps (.h5)."""
     from .commands import Asked, explain_images
+    from .opening import Source
 
-    asked = Asked(target, methods, layers, combine, meta, batch_size)
-    source = (model, checkpoint, pretrained, labels, device)
+    asked = Asked(target, methods, layers, combine, meta, batch_size, words)
+    source = Source(model, checkpoint, pretrained, labels, device, encoder)
     raise typer.Exit(explain_images(images, output, source, asked))
+
+
+@app.command()
+def caption(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Photos, or folders of photos.")],
+    model: Captioner = "scenes",
+    beam_size: Annotated[int, typer.Option(min=1, help="1 is greedy search.")] = 3,
+    max_length: Annotated[int | None, typer.Option(min=1, help="The most words, END included.")] = None,
+    suppress_unk: Annotated[bool, typer.Option("--suppress-unk", help="Never say UNK.")] = False,
+    length_penalty: Annotated[str | None, typer.Option(help='"avg" or "wu_ALPHA".')] = None,
+    encoder: Encoder = None,
+    pretrained: Pretrained = True,
+    device: Device = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Say what is in photos, in a sentence each."""
+    from .captioning import caption_images
+    from .models.captioner.saying import Saying
+    from .opening import Source
+
+    source = Source(model, None, pretrained, None, device, encoder)
+    saying = Saying(beam_size, max_length, suppress_unk, length_penalty)
+    raise typer.Exit(caption_images(images, source, saying, as_json))
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A captioner's checkpoint: its file or its folder.")],
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
+) -> None:
+    """Write another project's captioner as safetensors and JSON; nothing in its files is ever executed."""
+    from .captioning import convert
+
+    convert(source, folder)
+
+
+@app.command()
+def evaluate(
+    experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="caption_truth or word_pointing.")],
+    model: Captioner = "scenes",
+    count: Annotated[int, typer.Option(min=1, help="Held-out scenes.")] = 1000,
+    methods: Methods = "selective_normgrad,normgrad,linear_approx,grad_cam,gradient",
+    layers: Layers = "stages",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the figures as JSON.")] = None,
+    device: Device = None,
+) -> None:
+    """Measure how good captions and maps are, on scenes whose truth is known."""
+    from .experiments import Options, evaluate
+    from .opening import Source
+
+    evaluate(experiment, Source(model, device=device), Options(count, methods, layers), output)
 
 
 @app.command()
@@ -121,8 +186,9 @@ def layers(
 ) -> None:
     """List the spatial layers of a network: name, channels, size."""
     from .listings import list_layers
+    from .opening import Source
 
-    list_layers((model, checkpoint, False, labels, "cpu"), stages)
+    list_layers(Source(model, checkpoint, False, labels, "cpu"), stages)
 
 
 @app.command()
@@ -153,12 +219,33 @@ def inspect(files: Annotated[list[Path], typer.Argument(metavar="FILE", help="HD
 
 @app.command()
 def train(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help='"scenes": the bundled classifier of generated scenes.')],
-    out: Annotated[Path, typer.Option(help="Where to write the weights.")] = Path("scenes.safetensors"),
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training scenes.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the first weights and the order of the scenes.")] = 0,
+    what: Annotated[str, typer.Argument(metavar="WHAT", help='"scenes": a classifier of scenes; "captioner".')],
+    out: Annotated[Path | None, typer.Option(help="The file (scenes) or folder (captioner) to write.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training set.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the first weights and the order of the images.")] = 0,
+    captions: Annotated[Path | None, typer.Option(help="COCO captions JSON, or Karpathy's; else scenes.")] = None,
+    images: Annotated[Path | None, typer.Option(help="The folder of its photos.")] = None,
+    family: Annotated[
+        str | None, typer.Option("--decoder", help="fc, newfc, show_tell, att2in2, soft attention.")
+    ] = None,
+    encoder: Annotated[str | None, typer.Option(help="timm/NAME, torchvision/NAME or a file: a ResNet.")] = None,
+    pretrained: Annotated[bool | None, typer.Option(help="Download the encoder's weights.")] = None,
+    threshold: Annotated[int | None, typer.Option(min=1, help="Words that occur less often are UNK.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Photos per step.")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that read photos.")] = None,
 ) -> None:
-    """Train a bundled network anew."""
-    from .commands import train_network
+    """Train a network: the bundled ones anew, or a captioner on your photos; goes on after a stop."""
+    from .captioning import train_network
 
-    train_network(what, out, epochs, seed)
+    options = {"seed": seed} if epochs is None else {"seed": seed, "epochs": epochs}
+    photos = {
+        "captions": captions,
+        "images": images,
+        "family": family,
+        "encoder": encoder,
+        "pretrained": pretrained,
+        "threshold": threshold,
+        "batch_size": batch_size,
+        "workers": workers,
+    }
+    train_network(what, out, options, photos)

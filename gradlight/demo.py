@@ -1,4 +1,4 @@
-"""The demonstration: the sample scenes explained by the bundled classifier, and photos if any are given."""
+"""The demonstration: the sample scenes explained by the bundled networks, and photos if any are given."""
 
 from __future__ import annotations
 
@@ -6,22 +6,26 @@ import json
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from .commands import readable, write_pictures
+from .commands import write_pictures
 from .console import interactive, table
 from .data import scenes
 from .errors import GradlightError
 from .explainers.explain import explain
 from .explainers.maps import SaliencyMaps
+from .models.captioner import captioner
 from .models.classifiers import classifier
+from .opening import readable
 
 __all__ = ["run"]
 
 _METHODS = ["selective_normgrad", "linear_approx", "grad_cam"]
 _COMBINED = "product(linear)"
+_CAPTIONED = 1
+_FIGURE_14 = ["layer3.0", "layer4.0", "layer4"]  # and their linear product: the layers of the paper's figure
 
 
 def run(out: Path, photos: list[Path], model: str) -> int:
-    """Explain the six scenes, then the photos; write maps and pictures into a folder; give the exit status.
+    """Explain six scenes, a caption, then the photos; write maps and pictures into a folder; give the exit status.
 
     Raises GradlightError, before anything is done, when photos are given and none can be read.
     """
@@ -31,6 +35,7 @@ def run(out: Path, photos: list[Path], model: str) -> int:
     except OSError as error:
         raise GradlightError(f"{out}: the folder cannot be made: {error.strerror}. Name another: --out.") from error
     _explain_scenes(out)
+    _explain_sentence(out)
     if good:
         _explain_photos(out, good, model)
     return 1 if failures else 0
@@ -58,6 +63,22 @@ def _explain_scenes(out: Path) -> None:
     )
     print(f"\npeak: where {_COMBINED} of the four stages is largest.")
     print("\n".join(f"wrote {path}" for path in [out / "demo.h5", *written]))
+
+
+def _explain_sentence(out: Path) -> None:
+    """Caption one scene, and explain the sentence and each of its words at the layers of the paper's Figure 14."""
+    folder = files("gradlight.data") / "bundled"
+    sample = json.loads((folder / "scenes.json").read_text(encoding="utf-8"))["scenes"][_CAPTIONED]
+    model = captioner("scenes")
+    with as_file(folder / sample["file"]) as place:
+        caption = model.caption(place)[0]
+        print(f"\nscene {_CAPTIONED + 1} in words: {caption} (log-probability {caption.log_prob:.2f})")
+        for name, target in (("caption", caption), ("words", caption.words)):
+            maps = explain(model, place, target, layers=_FIGURE_14)
+            maps = maps.joined(maps.combine())
+            maps.save(out / f"{name}.h5")
+            written = write_pictures(maps, out / f"{name}.png")
+            print("\n".join(f"wrote {path}" for path in [out / f"{name}.h5", *written]))
 
 
 def _rows(maps: SaliencyMaps, number: int, scene: scenes.Scene) -> list[list[str]]:

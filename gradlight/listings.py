@@ -7,13 +7,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from .commands import Source, open_model
 from .console import notice, table
 from .data.store import StoredMaps, read
 from .errors import GradlightError, nearest
 from .explainers.aggregation import AGGREGATES
 from .explainers.extraction import EXTRACTS
 from .explainers.methods import METHODS
+from .opening import Source, open_model
 
 __all__ = ["inspect_files", "list_layers", "list_methods", "list_models"]
 

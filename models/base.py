@@ -56,6 +56,11 @@ class Explainable(ABC):
     name: str
 
     @property
+    def trunk(self) -> nn.Module:
+        """The part of the network whose layers lie over the image; their names are its modules'."""
+        return self.network
+
+    @property
     @abstractmethod
     def labels(self) -> list[str]:
         """The names of the classes or words that the network tells apart."""
@@ -72,6 +77,12 @@ class Explainable(ABC):
     @abstractmethod
     def objective(self, target: Any) -> Objective:
         """Make the objective of a target; None is what the network itself says (top class, its caption)."""
+
+    def word_objective(self, target: Any) -> Objective:
+        """Make the objective of every word of a target apart; raises GradlightError for a network without words."""
+        raise GradlightError(
+            f"words=True asks for the words of a caption, and {self.name!r} says none. Give a captioner."
+        )
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -101,7 +112,7 @@ class Explainable(ABC):
         size = size or self.size
         if size not in known:
             noise = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
-            known[size] = discover(self.network, self.cast(noise))
+            known[size] = discover(self.trunk, self.cast(noise))
         return known[size]
 
     def weights_sha256(self) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..data.files import open_regular, shown
 from ..errors import GradlightError, nearest
 
-__all__ = ["PathLike", "load_checkpoint", "read_state"]
+__all__ = ["PathLike", "load_checkpoint", "open_checkpoint", "read_state"]
 
 PathLike = str | os.PathLike[str]
 
@@ -50,7 +50,7 @@ def read_state(path: PathLike) -> dict[str, Tensor]:
     A state dict is also found under "state_dict", "model", "model_state_dict" or "state_dict_ema", in this order.
     Raises GradlightError for every other file, and names it.
     """
-    content = _read(path)
+    content = open_checkpoint(path)
     while isinstance(content, Mapping):
         inner = next((content[nest] for nest in _NESTS if isinstance(content.get(nest), Mapping)), None)
         if inner is None:
@@ -65,7 +65,8 @@ def read_state(path: PathLike) -> dict[str, Tensor]:
     return {str(name): value.detach() for name, value in content.items() if isinstance(value, Tensor)}
 
 
-def _read(path: PathLike) -> Any:
+def open_checkpoint(path: PathLike) -> Any:
+    """Open a safetensors file or a PyTorch file of tensors and plain data; raises GradlightError for any other."""
     start = _beginning(path)
     if re.match(rb"\s*<(!doctype|html|\?xml)", start, re.IGNORECASE):
         raise GradlightError(f"{shown(path)}: a web page, perhaps an error page saved in its place. Download it again.")

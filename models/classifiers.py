@@ -15,6 +15,7 @@ from .checkpoints import PathLike, load_checkpoint
 from .class_objective import ClassLabels, ClassObjective
 from .logits import Output
 from .measuring import Measured
+from .placing import Device, place
 from .preprocessing import IMAGENET, Preprocess, Preprocessing
 from .preserve import preserved
 from .reading import read_images, read_pixels
@@ -23,7 +24,6 @@ from .zoo import LIBRARIES, Found, sources
 
 __all__ = ["Classifier", "Prediction", "classifier"]
 
-Device = str | torch.device | None
 _AT_ONCE = 16
 
 
@@ -156,7 +156,7 @@ def classifier(
         record["pretrained"] = pretrained and checkpoint is None
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device is not None:
-        _move(found.network, device)
+        place(found.network, device)
     return Classifier(
         found.network,
         Measured(preprocess) if preprocess is not None else found.preprocessing,
@@ -213,13 +213,3 @@ def _checked_labels(labels: Any) -> list[str] | None:
         found = f"it holds {wrong[0]!r}" if wrong else "it is empty"
         raise GradlightError(f"labels= must be a list of names, one for each class; {found}.")
     return list(labels)
-
-
-def _move(network: nn.Module, device: str | torch.device) -> None:
-    try:
-        network.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise GradlightError(
-            f'The network cannot go to device {str(device)!r}: {str(error).splitlines()[0]} Give "cpu", or "cuda" on a'
-            " machine with a GPU."
-        ) from error

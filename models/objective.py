@@ -44,6 +44,11 @@ class Objective(nn.Module):
         super().__init__()
         self.network = network
 
+    @property
+    def trunk(self) -> nn.Module:
+        """The part of the network whose layers lie over the image; their names are its modules'."""
+        return self.network
+
     @abstractmethod
     def outputs(self, pixels: Tensor) -> Any:
         """Run the network once; what comes back is only ever handed to the three methods below."""

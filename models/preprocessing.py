@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +14,7 @@ from torchvision.transforms.functional import InterpolationMode
 
 from .view import View
 
-__all__ = ["IMAGENET", "Preprocess", "Preprocessing", "View", "picture_of"]
+__all__ = ["IMAGENET", "OriginalSize", "Preprocess", "Preprocessing", "View", "picture_of"]
 
 # A panorama of 20000 x 1 pixels, resized whole to a shorter side of 256, would fill five gigabytes.
 _LARGEST_WHOLE = 64_000_000
@@ -82,6 +82,39 @@ class Preprocessing:
 
 
 IMAGENET = Preprocessing()
+
+
+@dataclass(frozen=True)
+class OriginalSize:
+    """Scale to 0…1 and normalise a photo at its own size.
+
+    longest: a photo with a longer side is scaled down to it, since memory grows with the pixels. shortest: one with a
+    shorter side is scaled up. size: what is told where no photo is at hand.
+    """
+
+    mean: tuple[float, float, float] = IMAGENET.mean
+    std: tuple[float, float, float] = IMAGENET.std
+    longest: int = 1024
+    shortest: int = 32
+    size: tuple[int, int] = (224, 224)
+
+    def __call__(self, photo: Image.Image) -> tuple[Tensor, View]:
+        """Bring an upright RGB picture to pixels [3,H,W], float32, with the view."""
+        width, height = photo.size
+        scale = min(1.0, self.longest / max(width, height))
+        size = (max(self.shortest, round(height * scale)), max(self.shortest, round(width * scale)))
+        return replace(_WHOLE, size=size, resize=size, mean=self.mean, std=self.std)(photo)
+
+    def denormalise(self, pixels: Tensor) -> Image.Image:
+        """Show pixels [3,H,W] as a picture of their own size."""
+        return replace(_WHOLE, mean=self.mean, std=self.std).denormalise(pixels)
+
+    def to_json(self) -> dict[str, Any]:
+        """Describe the preprocessing in JSON types."""
+        return {"fit": "original", "longest": self.longest, "mean": list(self.mean), "std": list(self.std)}
+
+
+_WHOLE = Preprocessing(fit="squash")
 
 
 def picture_of(levels: Tensor) -> Image.Image:

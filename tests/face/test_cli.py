@@ -46,12 +46,25 @@ def test_help_answers_without_torch() -> None:
     code = "import sys, gradlight.cli as c; sys.argv = ['gradlight', '--help']\n"
     code += "try: c.main()\nfinally: print('torch' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout
-    for name in ("demo", "explain", "layers", "models", "methods", "inspect", "train"):
+    for name in (
+        "demo",
+        "explain",
+        "caption",
+        "convert",
+        "layers",
+        "models",
+        "methods",
+        "inspect",
+        "evaluate",
+        "train",
+    ):
         assert f"  {name} " in shown
     assert shown.endswith("False\n")
 
 
-@pytest.mark.parametrize("command", ["demo", "explain", "layers", "models", "methods", "inspect", "train"])
+@pytest.mark.parametrize(
+    "command", ["demo", "explain", "caption", "convert", "layers", "models", "inspect", "evaluate", "train"]
+)
 def test_every_command_has_help(run, command: str) -> None:  # type: ignore[no-untyped-def]
     status, shown, _ = run(command, "--help")
     assert status == 0

@@ -1,0 +1,1 @@
+"""Experiments: how good the maps are, measured."""
