@@ -40,7 +40,10 @@ def _find(model: Explainable, name: str, size: tuple[int, int]) -> list[Layer]:
         found = [layer for layer in known.values() if fnmatchcase(layer.name, name)]
         if found:
             return found
-        raise GradlightError(f"No spatial layer matches {name!r}. `model.layers()` lists the {len(known)} there are.")
+        raise GradlightError(
+            f"No spatial layer of the part of the network that looks at the image matches {name!r}. `model.layers()`"
+            f" lists the {len(known)} there are."
+        )
     raise GradlightError(_why_not(model, name, list(known)))
 
 
@@ -68,7 +71,8 @@ def _why_not(model: Explainable, name: str, known: list[str]) -> str:
         )
     if module in dict(model.network.named_modules()):
         return (
-            f"{name!r} is not a place in the image: it comes after the part of the network that looks at it, whose"
-            f" layers are named by themselves.{nearest(name, known)} The last of them is {known[-1]!r}."
+            f"{name!r} is not a place in the image: layers are those of the part of the network that looks at it, and"
+            f" are named within that part; a decoder behind it has none.{nearest(name, known)} The last of them is"
+            f" {known[-1]!r}."
         )
     return f"No layer is called {name!r}.{nearest(name, known)} `model.layers()` lists the {len(known)} there are."

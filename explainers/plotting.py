@@ -29,8 +29,8 @@ def figure(
     """Draw the photo of each image, then its maps.
 
     A row for each image, target and method, with a panel for each layer; of the words of a sentence, a row for each
-    image, method and layer, with a panel for each word and the sentence above the photo. Raises GradlightError for more panels
-    than a page can hold.
+    image, method and layer, with a panel for each word and the sentence above the photo. Raises GradlightError for more
+    panels than a page can hold.
     """
     spoken = _are_words(maps, images)
     rows = [

@@ -123,6 +123,8 @@ def _one(target: Any, words: Vocabulary, unk: str) -> Asked:
     if isinstance(target, (Word, Phrase)):
         phrase = target.phrase if isinstance(target, Word) else target
         said = words.decode(phrase.tokens)
+        if not 0 <= phrase.start < phrase.stop <= len(said):
+            raise GradlightError(f"{phrase!r} has no words; caption.phrase(…) and caption.span(…) make phrases.")
         said[phrase.start] = f"[{said[phrase.start]}"
         said[phrase.stop - 1] += "]"
         return Asked(" ".join(said), phrase.tokens, span=(phrase.start, phrase.stop), ended=phrase.ended)

@@ -91,7 +91,7 @@ def test_none_is_the_top_class(model: object) -> None:
         ({"target": 7}, "7"),
         ({"methods": "nromgrad"}, "Did you mean 'normgrad'"),
         ({"layers": "layer4"}, "No layer is called 'layer4'"),
-        ({"layers": "x*"}, "No spatial layer matches 'x\\*'"),
+        ({"layers": "x*"}, "No spatial layer.* matches 'x\\*'"),
         ({"layers": "11"}, "'11' is not spatial.*nearest spatial layer before it is '8'"),
         ({"layers": "3:2"}, "runs 1 times"),
         ({"layers": []}, "No layer was asked for"),

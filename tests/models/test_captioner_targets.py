@@ -334,3 +334,8 @@ def test_the_first_of_two_words_that_differ_by_case_is_meant() -> None:
     assert words[2] == "Bus"
     assert "bUs" in words
     assert 1 not in words
+
+
+def test_a_phrase_must_have_words() -> None:
+    with pytest.raises(GradlightError, match="has no words"):
+        one(Phrase((1, 2), 1, 1))
