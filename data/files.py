@@ -1,14 +1,17 @@
-"""Opening files that somebody else named: only ordinary ones, without hanging, with errors that can be read."""
+"""Files on disk: ordinary ones opened without hanging, with plain errors, and replaced whole or not at all."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+import uuid
+from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import GradlightError
 
-__all__ = ["PathLike", "open_regular", "shown"]
+__all__ = ["PathLike", "open_regular", "replace_file", "shown"]
 
 PathLike = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
@@ -57,6 +60,28 @@ def open_regular(path: PathLike) -> BinaryIO:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def replace_file(target: Path, content: bytes | memoryview) -> None:
+    """Write a file whole or not at all: beside it, down to the disk, then under its name; raises OSError."""
+    # Not named after the target, whose name may already be as long as a name can be.
+    temporary = target.with_name(f".gradlight-{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "xb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    with contextlib.suppress(OSError):  # makes the new name safe too, where the system offers it
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def _refuse_special(name: str, mode: int) -> None:

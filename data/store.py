@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
 import json
 import os
 import stat
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ import numpy as np
 
 from ..errors import GradlightError, nearest
 from .checks import foreign, is_ours, problems
-from .files import PathLike, open_regular, shown
+from .files import PathLike, open_regular, replace_file, shown
 from .schema import (
     COLUMN_DTYPES,
     FORMAT,
@@ -63,7 +61,7 @@ def write(path: PathLike, stored: StoredMaps, *, compression: str | None = "gzip
     target = destination(path, overwrite=overwrite)
     content = _content(path, _storable(stored), _FILTERS[compression])
     try:
-        _replace(target, content)
+        replace_file(target, content)
     except OSError as error:
         raise GradlightError(
             f"{shown(path)}: cannot be written ({error}). Check the folder's permissions and the free space."
@@ -159,27 +157,6 @@ def _content(path: PathLike, stored: StoredMaps, filters: dict[str, Any]) -> mem
     if wrong:
         raise GradlightError(f"{shown(path)}: these maps cannot be stored: {wrong}.")
     return content.getbuffer()
-
-
-def _replace(target: Path, content: memoryview) -> None:
-    # Not named after the target, whose name may already be as long as a name can be.
-    temporary = target.with_name(f".gradlight-{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "xb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    with contextlib.suppress(OSError):  # makes the new name safe too, where the system offers it
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _fill(file: h5py.File, stored: StoredMaps) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import InterpolationMode
 
-from ...data.files import open_regular, shown
+from ...data.files import open_regular, replace_file, shown
 from ...errors import GradlightError
 from ..checkpoints import PathLike, read_state
 from ..preprocessing import Preprocessing
@@ -128,24 +127,10 @@ def write_folder(folder: PathLike, checkpoint: Checkpoint, facts: Mapping[str, A
         # A copy each, because the format refuses tensors that share their memory.
         weights = safetensors.torch.save({name: tensor.contiguous().clone() for name, tensor in state.items()})
         Path(os.fspath(folder)).mkdir(parents=True, exist_ok=True)
-        _replace(Path(os.fspath(folder)) / WEIGHTS, weights)
-        _replace(Path(os.fspath(folder)) / RECORD, text.encode())
+        replace_file(Path(os.fspath(folder)) / WEIGHTS, weights)
+        replace_file(Path(os.fspath(folder)) / RECORD, text.encode())
     except (OSError, TypeError, ValueError) as error:
         raise GradlightError(f"{shown(folder)}: the captioner cannot be written there: {error}.") from error
-
-
-def _replace(target: Path, content: bytes) -> None:
-    temporary = target.with_name(f".gradlight-{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "xb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def read_folder(folder: PathLike) -> Checkpoint:

@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
 import gradlight as gl
-from gradlight.cli import main
 
 SAMPLES = Path(__file__).resolve().parents[2] / "data" / "bundled"
 SCENE = SAMPLES / "scene_2.png"
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
-    """Run the command line in this process; give exit status, standard output and standard error."""
-
-    def call(*arguments: object) -> tuple[object, str, str]:
-        monkeypatch.setattr(sys, "argv", ["gradlight", *map(str, arguments)])
-        with pytest.raises(SystemExit, match=r"^\d$") as stopped:
-            main()
-        captured = capsys.readouterr()
-        return stopped.value.code, captured.out, captured.err
-
-    return call
 
 
 def test_caption_says_a_sentence_of_each_photo_and_tells_of_bad_ones(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
