@@ -88,9 +88,12 @@ class Captioner(Explainable):
             pixels, photos = read_images(images, self.preprocess)
         return self.cast(pixels), photos
 
-    def objective(self, target: Any = None) -> CaptionObjective:
-        """Make the objective of a target: None (its own caption), a text, a Caption, words … (`targets.parse`)."""
-        rows = parse(target, self.vocabulary, self.unk)
+    def objective(self, target: Any = None, unk: str | None = None) -> CaptionObjective:
+        """Make the objective of a target: None (its own caption), a text, a Caption, words … (`targets.parse`).
+
+        unk: what is done with unknown words here, if not what the captioner does with them.
+        """
+        rows = parse(target, self.vocabulary, self.unk if unk is None else unk)
         return CaptionObjective(self.network, self.vocabulary, rows, saying=self.saying, count_end=self.count_end)
 
     def word_objective(self, target: Any = None) -> CaptionObjective:

@@ -29,12 +29,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_the_wheel_holds_every_room_and_the_bundled_data(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    rooms = {"explainers": "explainers", "models": "models", "data": "data", "gradlight": ""}
+    rooms = {name: name for name in ("explainers", "models", "data", "evaluation")} | {"gradlight": ""}
     for folder, room in rooms.items():
         sources = {path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob("*.py")}
         assert sources
         assert {str(Path("gradlight", room, source)) for source in sources} <= names
-    bundled = {f"gradlight/data/bundled/{path.name}" for path in (ROOT / "data" / "bundled").iterdir()}
+    folder = ROOT / "data" / "bundled"
+    bundled = {f"gradlight/data/bundled/{path.relative_to(folder)}" for path in folder.rglob("*") if path.is_file()}
     assert len(bundled) >= 8
     assert bundled <= names
     assert "gradlight/py.typed" in names
