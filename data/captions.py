@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import GradlightError
-from .files import open_regular, shown
+from .documents import PhotoFolder, read_document
+from .files import shown
 
 __all__ = ["Captioned", "CaptionedPhoto", "read_captions"]
 
-_MOST_BYTES = 1 << 30  # several times the largest file that is known
-_FOLDERS = ("train2014", "val2014", "train2017", "val2017")
 _SPLITS = {"train": "train", "restval": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _LISTED = 3
 _EXPECTED = (
     'Expected are COCO captions ("images" with id and file_name, "annotations" with image_id and caption) or '
     'Karpathy\'s dataset_*.json ("images" with filename and sentences)'
-)
-_LOOKS_LIKE = (
-    (b"version https://git-lfs", "a Git LFS pointer: run `git lfs pull`"),
-    (b"PK\x03\x04", "a zip archive: unpack it and give the JSON file in it"),
-    (b"\x1f\x8b", "gzip-compressed data: unpack it first"),
-    (b"<", "a web page or XML: download the file again"),
 )
 
 
@@ -71,17 +62,14 @@ class _Entry:
 def read_captions(annotations: str | os.PathLike[str], images: str | os.PathLike[str]) -> Captioned:
     """Read the captions of photos from COCO-captions JSON or from Karpathy's dataset_*.json.
 
-    images: the folder of the photos. Each is looked for by its whole name there, then in train2014, val2014, train2017
-    and val2017, then by its base name in every sub-folder that is neither hidden nor a link; never outside. A split
+    images: the folder of the photos; each is found as `documents.PhotoFolder` says. A split
     such as "val2017" is "val"; Karpathy's "restval" is "train". Blanks are tidied in captions, nothing else.
 
     A single entry that cannot be used is left out and counted: a photo that is not there, an image without captions, a
     caption without words or of an unknown image. Raises GradlightError, saying what was found, for a file that is not
     JSON or of another layout, for a folder that is none, and where no photo with a caption remains.
     """
-    source, folder = shown(annotations), Path(images)
-    if not folder.is_dir():
-        raise GradlightError(f"{shown(images)}: not a folder. Give the folder that holds the photos.")
+    source, folder = shown(annotations), PhotoFolder(images)
     document = _document(source, annotations)
     left_out: Counter[str] = Counter()
     entries = (_coco if "annotations" in document else _karpathy)(source, document, left_out)
@@ -90,14 +78,16 @@ def read_captions(annotations: str | os.PathLike[str], images: str | os.PathLike
     if not captioned:
         why = f"Left out: {_told(left_out)}. {_ids(document)}Check that images and captions belong together."
         raise GradlightError(f"{source}: no image has a caption. {why}")
-    photos, missing = _found(captioned, _Folder(folder), left_out)
+    photos, missing = _found(captioned, folder, left_out)
     if not photos:
         why = f"Left out: {_told(left_out, missing)}. Give the folder that holds the photos, or download them."
         raise GradlightError(f"{source}: none of its {len(captioned)} photos is in {shown(images)}. {why}")
     return Captioned(tuple(photos), tuple(missing), dict(+left_out))
 
 
-def _found(entries: list[_Entry], folder: _Folder, left_out: Counter[str]) -> tuple[list[CaptionedPhoto], list[str]]:
+def _found(
+    entries: list[_Entry], folder: PhotoFolder, left_out: Counter[str]
+) -> tuple[list[CaptionedPhoto], list[str]]:
     photos: dict[Path, CaptionedPhoto] = {}
     missing = []
     for entry in entries:
@@ -110,30 +100,6 @@ def _found(entries: list[_Entry], folder: _Folder, left_out: Counter[str]) -> tu
         else:
             photos[paths[0]] = CaptionedPhoto(paths[0], tuple(entry.captions), entry.split)
     return list(photos.values()), missing
-
-
-class _Folder:
-    """Finds photos under a folder; all of it is listed at most once, and only if a photo is not where it should be."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def find(self, name: str) -> list[Path]:
-        """Give the one photo that is meant, or all that could be."""
-        whole = Path(name)
-        inside = [] if whole.is_absolute() or ".." in whole.parts else [whole]
-        likely = (self.root / path for path in [*inside, *(Path(folder, whole.name) for folder in _FOLDERS)])
-        near = next(filter(os.path.isfile, likely), None)  # Path.is_file fails on names that are too long
-        return [near] if near else self._index.get(whole.name, [])
-
-    @cached_property
-    def _index(self) -> dict[str, list[Path]]:
-        index: dict[str, list[Path]] = {}
-        for parent, folders, names in os.walk(self.root):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in names:
-                index.setdefault(name, []).append(Path(parent, name))
-        return index
 
 
 def _coco(source: str, document: dict[str, Any], left_out: Counter[str]) -> list[_Entry]:
@@ -196,21 +162,7 @@ def _split(image: dict[str, Any]) -> str:
 
 
 def _document(source: str, path: str | os.PathLike[str]) -> dict[str, Any]:
-    with open_regular(path) as stream:
-        try:
-            content = stream.read(_MOST_BYTES + 1)
-        except OSError as error:
-            raise GradlightError(f"{source}: cannot be read: {error.strerror}. Check the disk.") from error
-    if len(content) > _MOST_BYTES:
-        raise GradlightError(f"{source}: larger than {_MOST_BYTES >> 20} MiB, which no captions file is. {_EXPECTED}.")
-    if not content.strip():
-        raise GradlightError(f"{source}: empty file. Get a whole copy of it.")
-    try:
-        document = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        what = [f"it looks like {what}" for start, what in _LOOKS_LIKE if content.lstrip().startswith(start)]
-        reason = what[0] if what else f"{error}. Get a whole copy of it, in UTF-8"
-        raise GradlightError(f"{source}: not JSON: {reason}.") from error
+    document = read_document(path, _EXPECTED)
     if not isinstance(document, dict) or not isinstance(document.get("images"), list):
         _refuse(source, document)
     return document

@@ -6,12 +6,13 @@ import contextlib
 import os
 import stat
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import GradlightError
 
-__all__ = ["PathLike", "open_regular", "replace_file", "shown"]
+__all__ = ["PathLike", "open_regular", "replace_file", "replacing", "shown"]
 
 PathLike = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
@@ -64,13 +65,22 @@ def open_regular(path: PathLike) -> BinaryIO:
 
 def replace_file(target: Path, content: bytes | memoryview) -> None:
     """Write a file whole or not at all: beside it, down to the disk, then under its name; raises OSError."""
+    with replacing(target) as temporary, open(temporary, "xb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+@contextlib.contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Give a name beside a file, under which the block puts what shall have the file's name when it ends well.
+
+    The block brings it down to the disk. Where it fails, the file stays as it was, and what was begun is removed.
+    """
     # Not named after the target, whose name may already be as long as a name can be.
     temporary = target.with_name(f".gradlight-{uuid.uuid4().hex}.tmp")
     try:
-        with open(temporary, "xb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
+        yield temporary
         os.replace(temporary, target)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -6,6 +6,7 @@ map can be held against what it should show.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +17,21 @@ from ..errors import GradlightError, nearest
 from .backgrounds import background
 from .shapes import COLOURS, KINDS
 
-__all__ = ["CLASSES", "COLOURS", "HELD_OUT", "KINDS", "SAMPLES", "TRAINING", "Scene", "SceneObject", "draw", "relation"]
+__all__ = [
+    "CLASSES",
+    "COLOURS",
+    "HELD_OUT",
+    "KINDS",
+    "SAMPLES",
+    "SEEDS",
+    "TRAINING",
+    "Scene",
+    "SceneObject",
+    "draw",
+    "name",
+    "relation",
+    "seed_of",
+]
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -27,10 +42,13 @@ HELD_OUT = range(10_000_000, 20_000_000)
 """Seeds that no training sees."""
 SAMPLES = (20_000_066, 20_000_050, 20_000_005, 20_000_007, 20_000_004, 20_000_031)
 """Seeds of the six scenes that come with the package."""
+SEEDS = range(30_000_000)
+"""Seeds of the scenes that have a name: to train on, held out, and as many again from which samples are chosen."""
 
 CLASSES = [*KINDS, *COLOURS]
 """The labels of a scene: its shapes, then its colours."""
 
+_NAMED = "scenes:"
 _UNIT = 160
 _RADII = {"small": (13.0, 18.0), "medium": (20.0, 27.0), "large": (30.0, 40.0)}  # pixels of a scene of _UNIT
 _FINE = 3  # samples along each side of a pixel
@@ -113,6 +131,34 @@ def relation(a: SceneObject, b: SceneObject) -> str:
     if abs(down) >= abs(across):
         return "above" if down > 0 else "below"
     return "left of" if across > 0 else "right of"
+
+
+def name(seed: int) -> str:
+    """Name the scene of a seed as images are named: "scenes:123". Raises GradlightError for a seed not in SEEDS."""
+    if seed not in SEEDS:
+        raise GradlightError(f"{_NAMED}{seed}: there is no scene of this name: its seed must be {_told(SEEDS)}.")
+    return f"{_NAMED}{seed}"
+
+
+def seed_of(name: str) -> int | None:
+    """Give the seed of a scene's name, or None for anything that does not begin like one.
+
+    Raises GradlightError for a name that begins like a scene's and is none, or whose seed is not in SEEDS.
+    """
+    if not name.startswith(_NAMED):
+        return None
+    written = name.removeprefix(_NAMED)
+    seed = int(written) if re.fullmatch("[0-9]{1,20}", written) else -1
+    if seed not in SEEDS:
+        raise GradlightError(
+            f"{name!r} names no scene: {_NAMED}SEED is expected, with a seed {_told(SEEDS)} ({_told(TRAINING)} to train"
+            f" on, {_told(HELD_OUT)} held out). A file that is so called can be given by its absolute path."
+        )
+    return seed
+
+
+def _told(seeds: range) -> str:
+    return f"from {seeds[0]} to {seeds[-1]}"
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,27 @@
 """The rules of the HDF5 format for saliency maps, version 1: names, columns, attributes, and what must agree.
 
     /            attrs: format, format_version, gradlight_version, model, weights_sha256, objective, meta, pixels,
-                 complete
+                 complete; an index also has shards
     /images/     path, sha256, width, height, view            one row per image
     /targets/    image (a row of /images), kind, index, label, score     one row per map
-    /maps/METHOD/LAYER   [M,h,w] float32, attrs: method, layer, depth, stride
+    /maps/METHOD/LAYER   [M,h,w] float32 or float16, attrs: method, layer, depth, stride
+    /scale/METHOD/LAYER  [M] float32, beside float16 only: a map is its stored numbers times its scale
     /failures/   path, reason
 
 model, objective and meta are JSON texts, and so is every row of view. pixels is the height and width of what the
-network saw. Texts are UTF-8; bytes of a path that are not come back as Python's surrogate escapes.
+network saw. Texts are UTF-8; bytes of a path that are not come back as Python's surrogate escapes. Columns are
+contiguous. Behind the end of the file may stand its seal (see `seal`), which HDF5 does not mind.
+
+An index holds the tables of all its shards, and as /maps (and /scale) virtual datasets over theirs, row after row.
+shards is the JSON of {"folder": "maps.shards", "files": [["shard-00000.h5", images, targets, failures], ...]}, with
+the numbers of rows; the folder lies beside the index. Every shard is itself a whole file of this format.
 """
 
 from __future__ import annotations
 
 import json
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -27,25 +34,33 @@ __all__ = [
     "COLUMN_DTYPES",
     "FORMAT",
     "INPUT",
+    "LARGEST_MAP",
     "MAP_DTYPES",
     "TABLES",
     "VERSION",
+    "Columns",
     "Failure",
+    "Header",
     "ImageRow",
     "LayerRow",
     "StoredMaps",
     "TargetRow",
     "as_cell",
     "as_json",
+    "halved",
+    "location",
+    "shown_key",
     "stored_array",
     "stored_key",
-    "texts",
 ]
 
 FORMAT = "gradlight-maps"
 VERSION = 1
 INPUT = "input"  # the stored name of the layer '', the pixels themselves
-MAP_DTYPES = (np.dtype("float32"),)  # how the numbers of a map may be stored
+MAP_DTYPES = (np.dtype("float32"), np.dtype("float16"))  # how the numbers of a map may be stored
+LARGEST_MAP = 2**26  # bytes of one map, 4096 x 4096 in float32
+
+Columns = Mapping[str, Mapping[str, np.ndarray]]  # table -> column -> its rows; texts as bytes
 
 TABLES = {
     "images": {"path": "text", "sha256": "text", "width": "integer", "height": "integer", "view": "json"},
@@ -100,6 +115,29 @@ class Failure(NamedTuple):
     reason: str
 
 
+@dataclass(frozen=True)
+class Header:
+    """Hold what a file says about all its maps: the model, the objective, the meta step, and how it was made."""
+
+    model: dict[str, Any]
+    weights_sha256: str
+    objective: dict[str, Any]
+    meta: dict[str, Any] | None
+    pixels: tuple[int, int]
+    gradlight_version: str
+    complete: bool
+
+    def attributes(self) -> dict[str, Any]:
+        """Give the attributes of the file's root as they are stored; raises GradlightError for what cannot be."""
+        return {
+            "gradlight_version": self.gradlight_version,
+            "weights_sha256": self.weights_sha256,
+            **{name: as_json(name, getattr(self, name)) for name in ("model", "objective", "meta")},
+            "pixels": np.array([as_cell("integer", "pixels", side) for side in self.pixels]),
+            "complete": bool(self.complete),
+        }
+
+
 @dataclass
 class StoredMaps:
     """Hold what one file holds.
@@ -121,6 +159,12 @@ class StoredMaps:
     gradlight_version: str
     pixels: tuple[int, int]
 
+    @property
+    def header(self) -> Header:
+        """Give what is said about all the maps."""
+        about = (self.model, self.weights_sha256, self.objective, self.meta)
+        return Header(*about, self.pixels, self.gradlight_version, self.complete)
+
 
 def stored_key(key: tuple[str, str]) -> tuple[str, str]:
     """Give the (method, layer) names under which maps are stored; raises GradlightError for names HDF5 cannot hold."""
@@ -132,12 +176,13 @@ def stored_key(key: tuple[str, str]) -> tuple[str, str]:
 
 
 def stored_array(key: tuple[str, str], array: np.ndarray) -> np.ndarray:
-    """Give maps as they are stored, float32 [M,h,w]; raises GradlightError for another shape and for NaN."""
-    method, layer = key
-    where = f"the maps of method {method!r} at layer {layer!r}"
+    """Give maps as float32 [M,h,w]; raises GradlightError for another shape, for NaN, and for maps of absurd size."""
+    where = f"the maps of {shown_key(key)}"
     given = np.asarray(array)
     if given.ndim != 3 or 0 in given.shape[1:] or given.dtype.kind not in "fiu":
         raise GradlightError(f"{where} must be real numbers [M,h,w], got {given.dtype} {[*given.shape]}")
+    if given.shape[1] * given.shape[2] * 4 > LARGEST_MAP:
+        raise GradlightError(f"{where} are {given.shape[1]}x{given.shape[2]}, larger than 4096x4096: make them smaller")
     with np.errstate(over="ignore"):
         values = given.astype(np.float32, copy=False)
     broken = np.flatnonzero(~np.isfinite(values).all(axis=(1, 2)))
@@ -147,6 +192,26 @@ def stored_array(key: tuple[str, str], array: np.ndarray) -> np.ndarray:
             f"the first is row {broken[0]}: leave that image out and name it in failures"
         )
     return values
+
+
+def halved(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Split float32 maps [M,h,w] into float16 ones of the largest magnitude 1 and their scales, float32 [M].
+
+    The scale of a map of zeros is 1. Numbers return within 2^-12 of their map's largest magnitude.
+    """
+    scale = np.abs(values).max(axis=(1, 2), initial=0).astype(np.float32)
+    scale[scale == 0] = 1
+    return (values / scale[:, None, None]).astype(np.float16), scale
+
+
+def location(top: str, key: tuple[str, str]) -> str:
+    """Give the place of a dataset in the file; top is "maps" or "scale"."""
+    return f"/{top}/{key[0]}/{key[1]}"
+
+
+def shown_key(key: tuple[str, str]) -> str:
+    """Name a method and a layer in a message."""
+    return f"method {key[0]!r} at layer {key[1]!r}"
 
 
 def as_cell(kind: str, where: str, value: Any) -> bytes | int | float:
@@ -172,8 +237,3 @@ def as_json(where: str, value: Any) -> str:
         return json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise GradlightError(f"{where} cannot be stored as JSON: {error}") from error
-
-
-def texts(column: h5py.Dataset) -> list[str]:
-    """Read a text column; bytes that are not UTF-8 become surrogate escapes."""
-    return [str(text) for text in column.asstr(errors="surrogateescape")[:]]

@@ -4,62 +4,56 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import os
 import stat
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 
 from ..errors import GradlightError, nearest
-from .checks import foreign, is_ours, problems
-from .files import PathLike, open_regular, replace_file, shown
+from .checks import is_ours, problems, summary, view_problems
+from .compression import options
+from .files import PathLike, replace_file, shown
+from .reader import MapsFile
 from .schema import (
-    COLUMN_DTYPES,
-    FORMAT,
-    INPUT,
-    TABLES,
-    VERSION,
+    MAP_DTYPES,
     Failure,
     ImageRow,
     LayerRow,
     StoredMaps,
     TargetRow,
-    as_cell,
-    as_json,
+    halved,
     stored_array,
     stored_key,
-    texts,
 )
+from .seal import refuse_broken_seal, seal
+from .writing import as_columns, create_maps, create_scale, fill_header, fill_tables, new_file
 
-__all__ = ["Failure", "ImageRow", "LayerRow", "StoredMaps", "TargetRow", "destination", "read", "write"]
+__all__ = ["Failure", "ImageRow", "LayerRow", "StoredMaps", "TargetRow", "destination", "encode", "read", "write"]
 
-# Checksums (fletcher32) are part of every HDF5 library, so plain h5py reads the file and notices damage.
-_FILTERS: dict[str | None, dict[str, Any]] = {
-    "gzip": {"compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True},
-    "lzf": {"compression": "lzf", "shuffle": True, "fletcher32": True},
-    None: {"fletcher32": True},
-}
-_CHUNK_BYTES = 65536
+_MANY_BYTES = 2**30
+_MANY_TIMES = 100
 
 
-def write(path: PathLike, stored: StoredMaps, *, compression: str | None = "gzip", overwrite: bool = False) -> None:
+def write(
+    path: PathLike,
+    stored: StoredMaps,
+    *,
+    compression: str | None = "gzip",
+    dtype: str = "float32",
+    overwrite: bool = False,
+) -> None:
     """Write maps to an HDF5 file, whole or not at all.
 
     The file appears under its name only when it is complete and on the disk; until then an older file of that name
-    stays as it was. Maps are stored as float32, and the layer '' as 'input'. compression: "gzip", "lzf" or None.
+    stays as it was. compression and dtype are those of `encode`, and the layer '' is stored as 'input'.
 
     Raises GradlightError for maps that are not finite or do not agree with the rest, for a place that cannot be
     written, and for an existing file that is not gradlight's own unless overwrite is set.
     """
-    if compression not in _FILTERS:
-        near = nearest(str(compression), ["gzip", "lzf"])
-        raise GradlightError(f"compression is 'gzip', 'lzf' or None, got {compression!r}.{near}")
     target = destination(path, overwrite=overwrite)
-    content = _content(path, _storable(stored), _FILTERS[compression])
+    content = encode(stored, compression=compression, dtype=dtype)
     try:
         replace_file(target, content)
     except OSError as error:
@@ -68,29 +62,70 @@ def write(path: PathLike, stored: StoredMaps, *, compression: str | None = "gzip
         ) from error
 
 
-def read(path: PathLike) -> StoredMaps:
-    """Read a file that `write` wrote.
+def encode(stored: StoredMaps, *, compression: str | None = "gzip", dtype: str = "float32") -> memoryview:
+    """Give the bytes of the whole file that holds these maps; the same maps always give the same bytes.
 
-    Raises GradlightError for a file that is missing, is not HDF5, belongs to another program, is damaged, does not
-    agree with itself, or has a format_version newer than this gradlight.
+    compression: "gzip", "lzf", "none" or None, or "blosc", which needs the extra gradlight[blosc] to write and to
+    read. dtype: "float32", or "float16" with a scale per map, which keeps every number to 1e-3 of its map's largest.
+
+    Raises GradlightError for maps that are not finite or do not agree with the rest.
     """
-    open_regular(path).close()
-    if not h5py.is_hdf5(os.fsdecode(path)):
-        raise GradlightError(f"{shown(path)}: not an HDF5 file. Give a file that gradlight has saved.")
+    options(compression)
+    if dtype not in (names := [str(known) for known in MAP_DTYPES]):
+        raise GradlightError(f"dtype is {' or '.join(map(repr, names))}, got {dtype!r}.{nearest(str(dtype), names)}")
+    stored = _storable(stored)
+    # Built in memory, because the HDF5 library crashes the whole process, later, when a disk is full.
+    content = io.BytesIO()
     try:
-        with h5py.File(os.fsdecode(path), "r") as file:
-            if reason := foreign(file):
-                raise GradlightError(f"{shown(path)}: {reason}.")
-            if wrong := problems(file):
-                raise GradlightError(f"{shown(path)}: not a sound gradlight file: {_summary(wrong)}. Save it again.")
-            return _stored(file)
+        with new_file(content) as file:
+            columns = as_columns(
+                {
+                    "images": stored.images,
+                    "targets": stored.targets,
+                    "failures": [Failure(*failure) for failure in stored.failures],
+                }
+            )
+            fill_header(file, stored.header)
+            fill_tables(file, columns)
+            _fill_maps(file, stored, compression, np.dtype(dtype))
+            wrong = summary([*problems(file), *view_problems(columns["images"]["view"])])
     except GradlightError:
         raise
-    # Damage shows anywhere in the HDF5 library: as OSError, RuntimeError, KeyError, ValueError …
-    except Exception as error:
+    except (TypeError, ValueError, AttributeError, OSError, RuntimeError) as error:
+        wrong = str(error)
+    if wrong:
+        raise GradlightError(f"these maps cannot be stored: {wrong}.")
+    seal(content)
+    return content.getbuffer()
+
+
+def read(path: PathLike) -> StoredMaps:
+    """Read a whole file into memory, of an index all its shards.
+
+    Raises GradlightError for a file that `MapsFile` refuses, for one whose maps are damaged, and for one whose few
+    bytes stand for gigabytes.
+    """
+    refuse_broken_seal(path)
+    with MapsFile(path) as file:
+        _refuse_bomb(file)
+        about = {field.name: getattr(file.header, field.name) for field in dataclasses.fields(file.header)}
+        return StoredMaps(
+            **about,
+            images=list(file.images),
+            targets=list(file.targets),
+            failures=list(file.failures),
+            maps={key: file.read(key, np.s_[:]) for key in file.layers},
+            layers=dict(file.layers),
+        )
+
+
+def _refuse_bomb(file: MapsFile) -> None:
+    needed = sum(4 * int(np.prod(file.shape(key), dtype=np.int64)) for key in file.layers)
+    if needed > _MANY_BYTES and needed > _MANY_TIMES * (size := file.stored_bytes()):
         raise GradlightError(
-            f"{shown(path)}: damaged or truncated, or being written by another program ({error}). Get a whole copy."
-        ) from error
+            f"{shown(file.path)}: its {size:,} bytes stand for {needed:,} bytes of maps. Read them a few rows at a "
+            "time, with MapsFile."
+        )
 
 
 def destination(path: PathLike, *, overwrite: bool = False) -> Path:
@@ -140,91 +175,11 @@ def _storable(stored: StoredMaps) -> StoredMaps:
     return dataclasses.replace(stored, maps=maps, layers=layers)
 
 
-def _content(path: PathLike, stored: StoredMaps, filters: dict[str, Any]) -> memoryview:
-    # Built in memory, because the HDF5 library crashes the whole process, later, when a disk is full.
-    content = io.BytesIO()
-    try:
-        # The layout of HDF5 1.10 (2016) has checksums of nearly all its structures: damage is an error that can be
-        # caught, where in the older layout it may crash the reader.
-        with h5py.File(content, "w", libver=("v110", "v110")) as file:
-            _fill(file, stored)
-            _fill_maps(file.create_group("maps", track_order=True), stored, filters)
-            wrong = _summary(problems(file))
-    except GradlightError:
-        raise
-    except (TypeError, ValueError, OSError, RuntimeError) as error:
-        wrong = str(error)
-    if wrong:
-        raise GradlightError(f"{shown(path)}: these maps cannot be stored: {wrong}.")
-    return content.getbuffer()
-
-
-def _fill(file: h5py.File, stored: StoredMaps) -> None:
-    file.attrs["format"] = FORMAT
-    file.attrs["format_version"] = VERSION
-    file.attrs["gradlight_version"] = stored.gradlight_version
-    file.attrs["weights_sha256"] = stored.weights_sha256
-    for name in ("model", "objective", "meta"):
-        file.attrs[name] = as_json(name, getattr(stored, name))
-    file.attrs["pixels"] = np.array([as_cell("integer", "pixels", side) for side in stored.pixels])
-    file.attrs["complete"] = bool(stored.complete)
-    tables: dict[str, Sequence[Any]] = {
-        "images": stored.images,
-        "targets": stored.targets,
-        "failures": [Failure(*failure) for failure in stored.failures],
-    }
-    for table, rows in tables.items():
-        group = file.create_group(table)
-        for column, kind in TABLES[table].items():
-            values = [as_cell(kind, f"{table}/{column} of row {i}", getattr(row, column)) for i, row in enumerate(rows)]
-            group.create_dataset(column, data=np.array(values, dtype=COLUMN_DTYPES[kind]))
-
-
-def _fill_maps(root: h5py.Group, stored: StoredMaps, filters: dict[str, Any]) -> None:
-    for (method, layer), values in stored.maps.items():
-        group = root[method] if method in root else root.create_group(method, track_order=True)
-        rows, height, width = values.shape
-        chunk = max(1, min(rows, _CHUNK_BYTES // (height * width * values.itemsize)))
-        dataset = group.create_dataset(
-            layer, data=values, chunks=(chunk, height, width), maxshape=(None, height, width), **filters
-        )
-        row = stored.layers[method, layer]
-        dataset.attrs["method"] = row.method
-        dataset.attrs["layer"] = row.layer or INPUT
-        dataset.attrs["depth"] = as_cell("integer", f"the depth of layer {layer!r}", row.depth)
-        where = f"the stride of layer {layer!r}"
-        dataset.attrs["stride"] = np.array([as_cell("number", where, side) for side in row.stride])
-
-
-def _stored(file: h5py.File) -> StoredMaps:
-    columns = {table: [_column(file[table][name], kind) for name, kind in TABLES[table].items()] for table in TABLES}
-    datasets = {(method, layer): data for method, group in file["maps"].items() for layer, data in group.items()}
-    height, width = (int(side) for side in file.attrs["pixels"])
-    return StoredMaps(
-        **{name: json.loads(file.attrs[name]) for name in ("model", "objective", "meta")},
-        weights_sha256=file.attrs["weights_sha256"],
-        images=[ImageRow(*row) for row in zip(*columns["images"], strict=True)],
-        targets=[TargetRow(*row) for row in zip(*columns["targets"], strict=True)],
-        maps={key: data[:] for key, data in datasets.items()},
-        layers={key: _layer_row(data.attrs) for key, data in datasets.items()},
-        failures=[Failure(*row) for row in zip(*columns["failures"], strict=True)],
-        complete=bool(file.attrs["complete"]),
-        gradlight_version=file.attrs["gradlight_version"],
-        pixels=(height, width),
-    )
-
-
-def _column(dataset: h5py.Dataset, kind: str) -> list[Any]:
-    if kind == "json":
-        return [json.loads(text) for text in texts(dataset)]
-    return texts(dataset) if kind == "text" else dataset[:].tolist()
-
-
-def _layer_row(attributes: h5py.AttributeManager) -> LayerRow:
-    vertical, horizontal = (float(side) for side in attributes["stride"])
-    return LayerRow(attributes["method"], attributes["layer"], int(attributes["depth"]), (vertical, horizontal))
-
-
-def _summary(wrong: list[str]) -> str:
-    more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-    return "; ".join(wrong[:3]) + more
+def _fill_maps(file: h5py.File, stored: StoredMaps, compression: str | None, dtype: np.dtype) -> None:
+    file.create_group("maps", track_order=True)
+    for key, values in stored.maps.items():
+        dataset = create_maps(file, stored.layers[key], key, values.shape, dtype, compression)
+        if dtype == np.float16:
+            dataset[:], create_scale(file, key, len(values))[:] = halved(values)
+        else:
+            dataset[:] = values

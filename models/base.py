@@ -16,9 +16,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..data import images as pictures
+from ..data import scenes
 from ..errors import GradlightError
 from .layers import Discovery, Layer, discover
 from .objective import Objective
+from .preprocessing import Preprocess
 from .view import View
 
 __all__ = ["Explainable", "ImageLike", "Layer", "Photo", "View", "as_list"]
@@ -30,7 +32,8 @@ ImageLike = str | Path | Image.Image | npt.NDArray[Any]
 class Photo:
     """Where a map comes from: the upright original, its checksum, and where the network's pixels lie in it.
 
-    path is "" for a picture that was given in memory; sha256 is of the file's bytes, or of the picture's.
+    path is "" for a picture that was given in memory, and "scenes:SEED" for a generated scene; sha256 is of the file's
+    bytes, or of the picture's.
     """
 
     path: str
@@ -41,12 +44,13 @@ class Photo:
     held: Image.Image | None = field(default=None, repr=False, compare=False)
 
     def picture(self) -> Image.Image:
-        """Give the upright photo as an RGB Pillow image, read again from its path if it is not held in memory."""
+        """Give the upright photo as an RGB Pillow image, read or drawn again if it is not held in memory."""
         if self.held is not None:
             return self.held
         if not self.path:
             raise GradlightError("This picture was given in memory and is not kept in the file; only its maps are.")
-        return pictures.load(self.path)
+        seed = scenes.seed_of(self.path)
+        return pictures.load(self.path) if seed is None else scenes.draw(seed).image
 
 
 class Explainable(ABC):
@@ -54,6 +58,7 @@ class Explainable(ABC):
 
     network: nn.Module
     name: str
+    preprocess: Preprocess
 
     @property
     def trunk(self) -> nn.Module:

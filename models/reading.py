@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data import images as pictures
+from ..data import scenes
 from ..errors import GradlightError
 from .base import ImageLike, Photo
 from .preprocessing import Preprocess
@@ -23,7 +24,7 @@ __all__ = ["read_images", "read_pixels"]
 
 
 def read_images(images: Sequence[ImageLike], preprocess: Preprocess) -> tuple[Tensor, list[Photo]]:
-    """Read paths, Pillow images and HWC uint8 arrays and preprocess them: pixels [B,3,H,W], and their photos.
+    """Read paths, scenes' names, Pillow images and HWC uint8 arrays: preprocessed pixels [B,3,H,W], and their photos.
 
     A Pillow image of any mode becomes RGB, upright by its EXIF orientation, with transparency over white. Raises
     GradlightError for what is not an image, and where the pixels of one batch differ in size.
@@ -33,7 +34,7 @@ def read_images(images: Sequence[ImageLike], preprocess: Preprocess) -> tuple[Te
     pixels: list[Tensor] = []
     photos: list[Photo] = []
     for number, image in enumerate(images):
-        path, held, picture = _open(image)
+        path, checksum, picture = _open(image)
         one, view = preprocess(picture)
         if pixels and one.shape != pixels[0].shape:
             raise GradlightError(
@@ -41,9 +42,9 @@ def read_images(images: Sequence[ImageLike], preprocess: Preprocess) -> tuple[Te
                 f" {list(one.shape)} for image {number}{f' ({path})' if path else ''}. One batch needs one size: give"
                 " the images one at a time, or a preprocess= that crops."
             )
-        checksum = _checksum(picture) if held else pictures.sha256(path)
+        held = None if path else picture
         pixels.append(one)
-        photos.append(Photo(path, checksum, picture.width, picture.height, view, picture if held else None))
+        photos.append(Photo(path, checksum, picture.width, picture.height, view, held))
     return torch.stack(pixels), photos
 
 
@@ -64,14 +65,19 @@ def read_pixels(pixels: Tensor, preprocess: Preprocess) -> list[Photo]:
     return photos
 
 
-def _open(image: Any) -> tuple[str, bool, Image.Image]:
-    """Give the path ("" for none), whether the picture must be held in memory, and the upright RGB picture."""
+def _open(image: Any) -> tuple[str, str, Image.Image]:
+    """Give the path or scene's name ("" for none), the picture's checksum (or that of its file) and the picture."""
     if isinstance(image, (str, Path)):
-        return os.fspath(image), False, pictures.load(image)
+        path = os.fspath(image)
+        seed = scenes.seed_of(path)
+        if seed is None:
+            picture = pictures.load(path)
+            return path, pictures.sha256(path), picture
+        return _summed(scenes.name(seed), scenes.draw(seed).image)
     if isinstance(image, Image.Image):
-        return "", True, pictures.upright(image)
+        return _summed("", pictures.upright(image))
     if isinstance(image, np.ndarray):
-        return "", True, _from_array(image)
+        return _summed("", _from_array(image))
     if isinstance(image, Tensor):
         raise GradlightError("A list mixes tensors with other images. Give one tensor [B,3,H,W], or no tensor at all.")
     raise GradlightError(
@@ -91,6 +97,10 @@ def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
             f"An array of an image must be HWC uint8; this one is {list(array.shape)} {array.dtype}. {hint}."
         )
     return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _summed(path: str, picture: Image.Image) -> tuple[str, str, Image.Image]:
+    return path, _checksum(picture), picture
 
 
 def _checksum(picture: Image.Image) -> str:

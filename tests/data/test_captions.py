@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gradlight import GradlightError
-from gradlight.data import captions
+from gradlight.data import documents
 from gradlight.data.captions import CaptionedPhoto, read_captions
 
 
@@ -119,7 +119,7 @@ def test_the_folder_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         photo(photos / "odd", name)
     walks = []
     walk = os.walk
-    monkeypatch.setattr(captions.os, "walk", lambda *args: walks.append(args) or walk(*args))
+    monkeypatch.setattr(os, "walk", lambda *args: walks.append(args) or walk(*args))
     read = read_captions(write(tmp_path, coco(*((name, ["a dog"]) for name in [*names, "no.jpg"]))), photos)
     assert len(read.photos) == 20
     assert read.missing == ("no.jpg",)
@@ -325,9 +325,9 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes, message: str) -
 
 
 def test_a_file_beyond_all_measure_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(captions, "_MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(documents, "_MOST_BYTES", 1 << 20)
     path = write(tmp_path, b" " * (1 << 20) + b"{}")
-    with pytest.raises(GradlightError, match="larger than 1 MiB, which no captions file is"):
+    with pytest.raises(GradlightError, match="larger than 1 MiB, which no such file is"):
         read_captions(path, tmp_path)
 
 

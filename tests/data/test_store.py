@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import errno
 import os
 import re
@@ -17,61 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from stored_examples import KEPT, KEPT_HALF, KEPT_INDEX, assert_equal, changed, example, ramp, shard, together
 
 from gradlight import GradlightError
 from gradlight.data import checks, schema, store
+from gradlight.data.reader import MapsFile
 from gradlight.data.store import ImageRow, LayerRow, StoredMaps, TargetRow
 
 ROOT = Path(__file__).resolve().parents[2]
-KEPT = Path(__file__).parent / "files" / "maps_v1.h5"
-
-
-def ramp(rows: int, height: int, width: int) -> np.ndarray:
-    """Give maps of numbers that float32 holds exactly: row + y/8 + x/64."""
-    row, y, x = np.indices((rows, height, width))
-    return (row + y / 8 + x / 64).astype(np.float32)
-
-
-def example() -> StoredMaps:
-    """Give the content of the kept file, which `write(KEPT, example())` once made with gradlight 0.1.0."""
-    sizes = {"input": (14, 14), "layer3": (4, 5), "product(linear)": (7, 7)}
-    keys = [(method, layer) for method in ("selective_normgrad", "grad_cam") for layer in ("layer3", "input")]
-    keys.append(("selective_normgrad", "product(linear)"))
-    return StoredMaps(
-        model={"name": "timm/resnet50", "labels": ["猫", "dog"]},
-        weights_sha256="ab" * 32,
-        objective={"kind": "class"},
-        meta={"lr": 0.002, "direction": "descent"},
-        images=[
-            ImageRow("cats/猫.jpg", "01" * 32, 640, 480, {"scale": [0.35, 0.35], "crop": [0, 53.5, 224, 224]}),
-            ImageRow(os.fsdecode(b"caf\xe9.png"), "23" * 32, 1, 2000, {}),
-        ],
-        targets=[
-            TargetRow(0, "class", 281, "tabby", 12.5),
-            TargetRow(0, "class", 207, "golden retriever", -3.25),
-            TargetRow(1, "class", 281, "tabby", 0.0),
-        ],
-        maps={(method, layer): ramp(3, *sizes[layer]) for method, layer in keys},
-        layers={(method, layer): LayerRow(method, layer, 3, (16.0, 16.5)) for method, layer in keys},
-        failures=[("broken.jpg", "damaged or truncated")],
-        complete=True,
-        gradlight_version="0.1.0",
-        pixels=(224, 192),
-    )
-
-
-def changed(**fields: Any) -> StoredMaps:
-    return dataclasses.replace(example(), **fields)
-
-
-def assert_equal(found: StoredMaps, expected: StoredMaps) -> None:
-    for field in dataclasses.fields(StoredMaps):
-        if field.name != "maps":
-            assert getattr(found, field.name) == getattr(expected, field.name), field.name
-    assert found.maps.keys() == expected.maps.keys()
-    for key, values in expected.maps.items():
-        assert found.maps[key].dtype == np.float32
-        assert np.array_equal(found.maps[key], values)
 
 
 @pytest.fixture
@@ -119,7 +71,7 @@ def contents(draw: st.DrawFn) -> StoredMaps:
     )
 
 
-@given(contents(), st.sampled_from(["gzip", "lzf", None]))
+@given(contents(), st.sampled_from(["gzip", "lzf", "none", None]))
 @settings(max_examples=60, deadline=None)
 def test_what_is_written_is_read(stored: StoredMaps, compression: str | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -133,6 +85,138 @@ def test_kept_file_of_version_1_stays_readable() -> None:
     assert_equal(store.read(KEPT), example())
     with h5py.File(KEPT) as file:
         assert file.attrs["format_version"] == 1
+
+
+def test_kept_file_of_float16_stays_readable() -> None:
+    expected = example()
+    found = store.read(KEPT_HALF)
+    for key, values in expected.maps.items():
+        assert close_enough(found.maps[key], values)
+    expected.maps = found.maps
+    assert_equal(found, expected)
+    with h5py.File(KEPT_HALF) as file:
+        maps, scale = file["maps/grad_cam/layer3"][:].astype(np.float32), file["scale/grad_cam/layer3"][:]
+        assert np.array_equal(maps * scale[:, None, None], found.maps["grad_cam", "layer3"])
+
+
+def test_kept_index_stays_readable() -> None:
+    expected = together([shard(2, 0), shard(1, 1)])
+    assert_equal(store.read(KEPT_INDEX), expected)
+    with h5py.File(KEPT_INDEX) as file:
+        assert file["maps/normgrad/layer1"].is_virtual
+        assert np.array_equal(file["maps/normgrad/layer1"][:], expected.maps["normgrad", "layer1"])
+        assert file["targets/image"][:].tolist() == [0, 0, 1, 1, 2, 2]
+
+
+# ---- float16 with scales, blosc, and the bytes themselves
+
+
+def close_enough(found: np.ndarray, values: np.ndarray) -> bool:
+    largest = np.abs(values).max(axis=(1, 2), keepdims=True)
+    return bool((np.abs(found.astype(float) - values) <= 1e-3 * largest).all())
+
+
+@pytest.mark.parametrize("magnitude", [3e38, 1.0, 1e-12, 1e-30, 1e-37])
+def test_float16_keeps_maps_of_any_magnitude(tmp_path: Path, magnitude: float) -> None:
+    values = (np.random.default_rng(0).uniform(-1, 1, (3, 20, 20)) * magnitude).astype(np.float32)
+    values[1] = 0
+    store.write(tmp_path / "maps.h5", with_maps(values), dtype="float16")
+    found = store.read(tmp_path / "maps.h5").maps[KEY]
+    assert found.dtype == np.float32
+    assert close_enough(found, values)
+    assert not found[1].any()
+    assert found[0].any()
+    assert (np.abs(found).max(axis=(1, 2)) == np.abs(values).max(axis=(1, 2))).all()
+    # and a second time nothing changes any more
+    store.write(tmp_path / "again.h5", with_maps(found), dtype="float16")
+    assert np.array_equal(store.read(tmp_path / "again.h5").maps[KEY], found)
+
+
+def test_smallest_numbers_of_all_in_float16(tmp_path: Path) -> None:
+    values = np.full((3, 2, 2), np.float32(1e-45))
+    store.write(tmp_path / "maps.h5", with_maps(values), dtype="float16")
+    assert np.array_equal(store.read(tmp_path / "maps.h5").maps[KEY], values)
+
+
+def test_plain_h5py_reads_float16(tmp_path: Path) -> None:
+    store.write(tmp_path / "maps.h5", example(), dtype="float16")
+    with h5py.File(tmp_path / "maps.h5") as file:
+        assert set(file["scale"]) == set(file["maps"])
+        maps, scale = file["maps/selective_normgrad/layer3"], file["scale/selective_normgrad/layer3"]
+        assert (maps.dtype, scale.dtype, scale.shape) == (np.float16, np.float32, (3,))
+        assert maps.fletcher32
+        assert scale.fletcher32
+        assert np.abs(maps[:]).max() == 1
+        assert close_enough(maps[:].astype(np.float32) * scale[:][:, None, None], ramp(3, 4, 5))
+
+
+def test_unknown_dtype(tmp_path: Path) -> None:
+    with pytest.raises(GradlightError, match=r"dtype is 'float32' or 'float16', got 'float61'\. Did you mean"):
+        store.write(tmp_path / "maps.h5", example(), dtype="float61")
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_same_maps_give_the_same_bytes(saved: Path) -> None:
+    assert bytes(store.encode(example())) == bytes(store.encode(example())) == saved.read_bytes()
+    assert bytes(store.encode(example(), dtype="float16")) != saved.read_bytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_blosc_where_it_is_installed(tmp_path: Path, dtype: str) -> None:
+    pytest.importorskip("hdf5plugin")
+    store.write(tmp_path / "maps.h5", example(), compression="blosc", dtype=dtype)
+    store.write(tmp_path / "plain.h5", example(), dtype=dtype)
+    assert_equal(store.read(tmp_path / "maps.h5"), store.read(tmp_path / "plain.h5"))
+    with h5py.File(tmp_path / "maps.h5") as file:
+        properties = file["maps/grad_cam/layer3"].id.get_create_plist()
+        assert [properties.get_filter(i)[0] for i in range(properties.get_nfilters())] == [32001, 3]
+
+
+def test_blosc_where_it_is_not_installed(tmp_path: Path) -> None:
+    pytest.importorskip("hdf5plugin")
+    store.write(tmp_path / "maps.h5", example(), compression="blosc")
+    code = """if True:
+        import sys
+        sys.modules["hdf5plugin"] = None
+        from gradlight import GradlightError
+        from gradlight.data import store, verify
+        for work in (lambda: store.read(sys.argv[1]), lambda: store.write(sys.argv[2], None, compression="blosc")):
+            try:
+                work()
+            except GradlightError as error:
+                print(error)
+        print(*verify.verify(sys.argv[1]), sep="\\n")
+    """
+    paths = [tmp_path / "maps.h5", tmp_path / "other.h5"]
+    done = subprocess.run([sys.executable, "-c", code, *paths], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    missing = r'blosc needs the package hdf5plugin, which is not installed: pip install "gradlight\[blosc\]"'
+    first, second, *others = done.stdout.splitlines()
+    assert re.fullmatch(rf".*maps\.h5: {missing}", first)
+    assert re.fullmatch(missing, second)
+    assert others
+    assert all(re.search(missing, line) for line in others)
+    assert os.listdir(tmp_path) == ["maps.h5"]
+
+
+def test_maps_too_large_for_a_compression(tmp_path: Path) -> None:
+    large = with_maps(np.zeros((3, 1025, 1024), np.float32))
+    with pytest.raises(GradlightError, match=r"'grad_cam' at layer 'layer3' have 4,198,400 bytes .*'lzf' takes up to"):
+        store.write(tmp_path / "maps.h5", large, compression="lzf")
+    assert os.listdir(tmp_path) == []
+    store.write(tmp_path / "maps.h5", large)
+    assert store.read(tmp_path / "maps.h5").maps[KEY].shape == (3, 1025, 1024)
+
+
+def test_few_bytes_that_stand_for_gigabytes_are_not_read_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.write(tmp_path / "maps.h5", with_maps(np.zeros((3, 1000, 1000), np.float32)))
+    monkeypatch.setattr("gradlight.data.store._MANY_BYTES", 2**20)
+    with pytest.raises(GradlightError, match=r"stand for 12,000,000 bytes of maps\. Read them a few rows at a time"):
+        store.read(tmp_path / "maps.h5")
+    with MapsFile(tmp_path / "maps.h5") as file:
+        assert file.read(KEY, np.s_[1:2]).shape == (1, 1000, 1000)
 
 
 def test_plain_h5py_reads_the_layout(saved: Path) -> None:
@@ -234,6 +318,7 @@ UNSTORABLE: list[tuple[StoredMaps, str]] = [
     (with_maps(spoilt(1e300)), NOT_FINITE),
     (with_maps(np.zeros((3, 4))), r"must be real numbers \[M,h,w\], got float64 \[3, 4\]"),
     (with_maps(np.zeros((3, 0, 4))), r"must be real numbers \[M,h,w\], got float64 \[3, 0, 4\]"),
+    (with_maps(np.lib.stride_tricks.as_strided(np.zeros(1), (3, 9000, 9000), (0, 0, 0))), "9000x9000, larger than"),
     (with_maps(np.zeros((3, 4, 4), complex)), r"must be real numbers \[M,h,w\], got complex128"),
     (with_maps(ramp(2, 4, 5)), r"/maps/grad_cam/layer3 has the shape \(2, 4, 5\), not \[3,h,w\] for 3 targets"),
     (changed(layers={}), "maps and layers must have the same"),
@@ -276,7 +361,7 @@ def test_what_cannot_be_stored_leaves_no_trace(tmp_path: Path, stored: StoredMap
 
 
 def test_unknown_compression(tmp_path: Path) -> None:
-    with pytest.raises(GradlightError, match=r"'gzip', 'lzf' or None, got 'gzipp'\. Did you mean 'gzip'"):
+    with pytest.raises(GradlightError, match=r"'gzip', 'lzf', 'blosc', .* got 'gzipp'\. Did you mean 'gzip'"):
         store.write(tmp_path / "maps.h5", example(), compression="gzipp")
     assert os.listdir(tmp_path) == []
 
@@ -467,7 +552,7 @@ def test_version_that_is_no_version(saved: Path, version: object) -> None:
         store.read(saved)
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
 def test_truncated_file(saved: Path, share: float) -> None:
     content = saved.read_bytes()
     saved.write_bytes(content[: int(len(content) * share)])
@@ -475,10 +560,11 @@ def test_truncated_file(saved: Path, share: float) -> None:
         store.read(saved)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("compression", ["gzip", "lzf", None])
-def test_flipped_bit_in_a_map_is_noticed(tmp_path: Path, compression: str | None) -> None:
+def test_flipped_bit_in_a_map_is_noticed(tmp_path: Path, compression: str | None, dtype: str) -> None:
     path = tmp_path / "maps.h5"
-    store.write(path, example(), compression=compression)
+    store.write(path, example(), compression=compression, dtype=dtype)
     with h5py.File(path) as file:
         chunk = file["maps/grad_cam/layer3"].id.get_chunk_info(0)
     content = bytearray(path.read_bytes())
@@ -552,9 +638,10 @@ DAMAGE: list[tuple[Callable[[h5py.File], None], str]] = [
     (put("targets/image", data=np.array([0, 5, 1])), "/targets/image of row 1 is 5, but there are 2 images"),
     (put("maps/odd", data=0), "/maps/odd is not a group"),
     (lambda file: file.create_group("maps/grad_cam/odd"), "/maps/grad_cam/odd is not a dataset"),
-    (lambda file: file.__setitem__("maps/grad_cam/odd", h5py.SoftLink("/x")), "/maps/grad_cam/odd is not a dataset"),
-    (put(MAP, data=np.zeros((3, 4, 5))), f"{MAP} holds float64, not float32"),
+    (put(MAP, data=np.zeros((3, 4, 5))), f"{MAP} holds float64, not float32 or float16"),
     (put(MAP, data=np.zeros((2, 4, 5), "f4")), rf"{MAP} has the shape \(2, 4, 5\), not \[3,h,w\] for 3 targets"),
+    (put("scale/grad_cam/layer3", data=np.ones(3, "f4")), "/scale/grad_cam/layer3 is there, although the maps are not"),
+    (put("scale/grad_cam/odd", data=np.ones(3, "f4")), "/scale/grad_cam/odd has no maps"),
     (put(MAP, data=np.zeros((3, 4), "f4")), rf"{MAP} has the shape \(3, 4\), not \[3,h,w\]"),
     (put(MAP, data=np.zeros((3, 4, 5), "f4")), f"the attribute 'method' of {MAP} is None, not 'grad_cam'"),
     (attribute(MAP, "layer", "layer4"), f"the attribute 'layer' of {MAP} is 'layer4', not 'layer3'"),
@@ -569,9 +656,22 @@ def test_parts_that_do_not_agree(saved: Path, change: Callable[[h5py.File], None
     with h5py.File(saved, "a") as file:
         assert checks.problems(file) == []
         change(file)
-        assert any(re.match(message, problem) for problem in checks.problems(file))
+        found = checks.problems(file)
+        found += [] if found else checks.view_problems(file["images/view"][:])
+        assert any(re.match(message, problem) for problem in found)
     with pytest.raises(GradlightError, match=rf"maps\.h5: not a sound gradlight file: .*{message}"):
         store.read(saved)
+
+
+@pytest.mark.parametrize("scale", [None, np.ones(2, "f4"), np.ones(3, "f8")])
+def test_float16_without_its_scale(tmp_path: Path, scale: np.ndarray | None) -> None:
+    store.write(tmp_path / "maps.h5", example(), dtype="float16")
+    with h5py.File(tmp_path / "maps.h5", "a") as file:
+        del file["scale/grad_cam/layer3"]
+        if scale is not None:
+            file["scale/grad_cam/layer3"] = scale
+    with pytest.raises(GradlightError, match="/scale/grad_cam/layer3 is missing or not one float32 for each of 3 maps"):
+        store.read(tmp_path / "maps.h5")
 
 
 def test_many_problems_are_counted(saved: Path) -> None:
