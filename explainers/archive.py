@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import groupby
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from .. import __version__
-from ..data.store import ImageRow, LayerRow, StoredMaps, TargetRow, read, write
+from ..data.reader import MapsFile, open_maps
+from ..data.store import ImageRow, LayerRow, StoredMaps, TargetRow, write
 from ..errors import GradlightError
 from ..models.base import Photo, View
 from ..models.objective import Target
 from .maps import MapLayer, Origin, SaliencyMaps
+from .rows import Held, Indices, Made, TargetRows
 
-__all__ = ["load", "save"]
+__all__ = ["load", "save", "to_stored"]
 
 
 def save(maps: SaliencyMaps, path: str | Path, failures: Iterable[tuple[str, str]] = ()) -> None:
@@ -25,8 +29,13 @@ def save(maps: SaliencyMaps, path: str | Path, failures: Iterable[tuple[str, str
     failures: (path, reason) of images that could not be explained, kept beside the maps. Raises GradlightError for
     maps that are not finite, and for a place that cannot be written or holds another program's file.
     """
+    write(path, replace(to_stored(maps), failures=list(failures)))
+
+
+def to_stored(maps: SaliencyMaps) -> StoredMaps:
+    """Bring maps to what a file holds of them; no failures, complete."""
     origin = maps.origin
-    stored = StoredMaps(
+    return StoredMaps(
         model=origin.model,
         weights_sha256=origin.weights_sha256,
         objective=origin.objective,
@@ -35,41 +44,72 @@ def save(maps: SaliencyMaps, path: str | Path, failures: Iterable[tuple[str, str
         targets=[
             TargetRow(image, t.kind, t.index, t.label, t.score) for image, row in enumerate(maps.targets) for t in row
         ],
-        maps={key: maps[key].detach().float().flatten(0, 1).cpu().numpy() for key in maps.pairs},
+        maps={key: maps.rows(*key).detach().float().cpu().numpy() for key in maps.pairs},
         layers={key: _layer_row(key, maps.about[key[1]]) for key in maps.pairs},
-        failures=list(failures),
+        failures=[],
         complete=True,
         gradlight_version=__version__,
         pixels=maps.size,
     )
-    write(path, stored)
 
 
 def _layer_row(key: tuple[str, str], layer: MapLayer) -> LayerRow:
     return LayerRow(*key, layer.depth, layer.stride)
 
 
-def load(path: str | Path) -> SaliencyMaps:
-    """Read the maps that `SaliencyMaps.save` or the command line wrote, [B,K,h,w] float32.
+@dataclass(frozen=True)
+class _Stored:
+    """Rows that lie in a file until they are asked for."""
 
-    Raises GradlightError for a file that is missing, damaged, another program's or of a newer format, and for one
-    whose images have different numbers of targets.
+    file: MapsFile
+    key: tuple[str, str]
+    rows: Indices
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Give (M, h, w)."""
+        count, height, width = self.file.shape(self.key)
+        return len(np.arange(count)[self.rows]), height, width
+
+    def tensor(self) -> Tensor:
+        """Read all rows [M,h,w]."""
+        return torch.from_numpy(np.ascontiguousarray(self.file.read(self.key, self.rows)))
+
+    def part(self, rows: Indices) -> _Stored:
+        """Choose some of the rows."""
+        return _Stored(self.file, self.key, np.arange(self.file.shape(self.key)[0])[self.rows][rows])
+
+    def to(self, device: Any) -> Held:
+        """Read the rows and bring them to a device."""
+        return Held(self.tensor().to(device))
+
+
+def load(path: str | Path) -> SaliencyMaps:
+    """Open the maps that `SaliencyMaps.save` or the command line wrote, float32.
+
+    The maps stay in the file until they are asked for: `load(path)[10:20]["normgrad", "layer3"]` reads ten images'
+    worth. Use it as a context manager, or `close` it. It may be read from several threads and by the processes of a
+    `torch.utils.data.DataLoader`. Raises GradlightError for a file that is missing, damaged, another program's or of a
+    newer format, or whose maps do not lie in the order of its images.
     """
-    stored = read(path)
-    images = [Photo(row.path, row.sha256, row.width, row.height, View.from_json(row.view)) for row in stored.images]
-    rows = [[_target(row) for row in group] for _, group in groupby(stored.targets, key=lambda row: row.image)]
-    if len(rows) != len(images) or len({len(row) for row in rows}) != 1:
-        raise GradlightError(
-            f"{path}: its {len(images)} images do not have the same number of targets each, so its maps form no"
-            " [images, targets, h, w]. Read its /maps with h5py; /targets says which image each row is of."
-        )
-    maps = {
-        key: torch.from_numpy(np.ascontiguousarray(values)).unflatten(0, (len(images), len(rows[0])))
-        for key, values in stored.maps.items()
-    }
-    layers = {row.layer: MapLayer(row.depth, row.stride) for row in stored.layers.values()}
-    origin = Origin(stored.model, stored.weights_sha256, stored.objective, stored.meta)
-    return SaliencyMaps(maps, layers, images, rows, stored.pixels, origin)
+    file = open_maps(path)
+    try:
+        owners = file.target_images
+        if len(owners) and bool((np.diff(owners) < 0).any()):
+            raise GradlightError(f"{path}: its maps do not lie in the order of its images. Read its /maps with h5py.")
+        images = Made(file.images, _photo)
+        targets = TargetRows(Made(file.targets, _target), np.bincount(owners, minlength=len(images)))
+        maps = {key: _Stored(file, key, slice(None)) for key in file.layers}
+        layers = {row.layer: MapLayer(row.depth, row.stride) for row in file.layers.values()}
+        origin = Origin(file.model, file.weights_sha256, file.objective, file.meta)
+        return SaliencyMaps(maps, layers, images, targets, file.pixels, origin, file.close)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _photo(row: ImageRow) -> Photo:
+    return Photo(row.path, row.sha256, row.width, row.height, View.from_json(row.view))
 
 
 def _target(row: TargetRow) -> Target:

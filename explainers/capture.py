@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import GradlightError
 from ..models.base import Layer
-from ..models.objective import Objective, Targets
+from ..models.objective import Objective, Targets, evened
 from .contributions import Dense
 
 __all__ = ["Recording", "Tap", "record"]
@@ -93,7 +93,10 @@ def _source_of(name: str) -> str:
 
 
 class Recording:
-    """One forward pass: the scores [B,K] of fixed targets, and what is needed to take gradients at the layers."""
+    """One forward pass: the scores [B,K] of fixed targets, and what is needed to take gradients at the layers.
+
+    Where the images have different numbers of targets, the last one of an image is repeated in its scores.
+    """
 
     def __init__(self, scores: Tensor, targets: Targets, marks: dict[str, _Mark]) -> None:
         self.scores, self.targets, self._marks = scores, targets, marks
@@ -146,7 +149,8 @@ def record(objective: Objective, pixels: Tensor, layers: Sequence[Layer], target
             break
         known |= overwritten
     targets = objective.choose(outputs) if targets is None else targets
-    return Recording(objective.scores(outputs, targets), targets, {layer.name: marks[layer.name] for layer in layers})
+    scores = objective.scores(outputs, evened(targets))
+    return Recording(scores, targets, {layer.name: marks[layer.name] for layer in layers})
 
 
 def _run(

@@ -20,6 +20,8 @@ __all__ = ["Contribution", "Dense", "Outer", "Patches"]
 
 Pair = tuple[int, int]
 
+_SAFE = 2.0**-70
+
 
 class Contribution(ABC):
     """A field of vectors or matrices over locations, known by six statistics of its entries, each [B,G,h,w]."""
@@ -80,24 +82,26 @@ class Dense(Contribution):
         exponent = torch.frexp(largest).exponent.clamp(-126, 126)
         return torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), exponent), 1.0)
 
-    @cached_property
-    def _unit(self) -> Tensor:
-        return self.values / self._scale
-
-    def _root(self, values: Tensor) -> Tensor:
-        return values.square().sum(2).sqrt() * self._scale.squeeze(1)
+    def _root(self, kept: Tensor) -> Tensor:
+        power = kept.square().sum(2)
+        largest = power.flatten(1).amax(1)
+        # Far from both ends of float32 an entry whose square vanishes is too small beside the largest to be seen in
+        # the sum, so the scale would change no digit; it costs three passes over the values.
+        if bool(((largest > _SAFE) & (largest < 1 / _SAFE)).all()):
+            return power.sqrt()
+        return (kept / self._scale).square().sum(2).sqrt() * self._scale.squeeze(1)
 
     @cached_property
     def norm(self) -> Tensor:
-        return self._root(self._unit)
+        return self._root(self.values)
 
     @cached_property
     def positive_norm(self) -> Tensor:
-        return self._root(self._unit.clamp(min=0))
+        return self._root(self.values.clamp(min=0))
 
     @cached_property
     def negative_norm(self) -> Tensor:
-        return self._root(self._unit.clamp(max=0))
+        return self._root(self.values.clamp(max=0))
 
 
 class Outer(Contribution):

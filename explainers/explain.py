@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..errors import GradlightError, GradlightWarning
-from ..models.base import Explainable, Layer, Photo, as_list
-from ..models.objective import Objective, Target, Targets
-from ..models.preserve import preserved
-from .capture import record
+from ..models.base import Explainable, Photo, as_list
+from ..models.objective import Objective, Target
+from .batch import BatchMaps, Job
+from .caching import CacheLike, opened
 from .choice import choose_layers
 from .maps import MapLayer, Origin, SaliencyMaps
-from .meta import Meta, moved
-from .methods import Method, MethodLike, methods_of
+from .meta import Meta
+from .methods import MethodLike, methods_of
 
-__all__ = ["explain"]
-
-Maps = dict[tuple[str, str], Tensor]
+__all__ = ["assembled", "explain", "origin_of"]
 
 _BATCH = 8
 
@@ -39,6 +35,7 @@ def explain(
     words: bool = False,
     meta: Meta | None = None,
     batch_size: int | None = None,
+    cache: CacheLike = None,
     progress: bool = False,
 ) -> SaliencyMaps:
     """Explain what a model says of images: one map per image, target, method and layer.
@@ -49,7 +46,9 @@ def explain(
     text is that caption; words=True, or `caption.words` as the target, gives one map for each word of it.
     methods: published names, "EXTRACT+AGGREGATE", or Method. layers: "stages", "all", "input", names, globs.
     meta: take the paper's inner step first, for each image and target alone. batch_size: images per pass, 8 unless
-    given. The maps are raw: [B,K,h,w], never normalised, never resized. The network is left bit for bit as it was.
+    given; fewer, with a warning, where memory is short. The maps are raw: [B,K,h,w], never normalised, never resized.
+    The network is left bit for bit as it was. cache: True or a folder keeps the maps of every image and gives them
+    back, bit for bit, as long as nothing that decides them has changed.
     Raises GradlightError for a target, method, layer or image that is not to be had. (Paper: algorithm 1, section 4.4.)
     """
     _check_meta(meta)
@@ -59,43 +58,44 @@ def explain(
         raise GradlightError("There is no image to explain: the list is empty.")
     objective = model.word_objective(target) if words else model.objective(target)
     objective.rows(0, total, total)
-    batches = _batches(model, given, _checked(batch_size))
-    parts: list[Maps] = []
+    count, source = _checked(batch_size), opened(cache, model, chosen, meta)
+    parts: list[BatchMaps] = []
     photos: list[Photo] = []
-    targets: list[Sequence[Target]] = []
-    with tqdm(total=total, unit="image", disable=not progress) as bar, closing(batches), preserved(model.network):
-        for pixels, read in batches:
-            size = (pixels.shape[2], pixels.shape[3])
-            places = choose_layers(model, layers, size)
-            rows = objective.rows(len(photos), len(photos) + len(read), total)
-            maps, fixed = (
-                _plain(rows, pixels, places, chosen) if meta is None else _meta(rows, pixels, places, chosen, meta)
-            )
-            parts.append(maps)
-            photos.extend(read)
-            targets.extend(fixed)
-            bar.update(len(read))
-    _check_even(targets)
-    _warn_of(targets)
+    with tqdm(total=total, unit="image", disable=not progress) as bar:
+        for start in range(0, total, count):
+            some = given[start : start + count]
+            batch = source.read(some)
+            if not parts:
+                size, job = batch.size, Job(choose_layers(model, layers, batch.size), chosen, meta)
+            _check_size(size, batch.size)
+            rows = objective.rows(start, start + len(some), total)
+            parts.append(source.maps(some, batch, rows, job))
+            photos.extend(batch.photos)
+            bar.update(len(some))
+    origin = origin_of(model, objective, meta, source.weights_sha256())
+    return assembled(job, parts, photos, size, origin)
+
+
+def origin_of(model: Explainable, objective: Objective, meta: Meta | None, weights: str | None = None) -> Origin:
+    """Describe what makes maps, for the files that keep them."""
     step = None if meta is None else meta.describe()
-    origin = Origin(model.describe(), model.weights_sha256(), objective.describe(), step)
-    joined = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-    about = {place.name: MapLayer(place.depth, place.stride) for place in places}
-    return SaliencyMaps(joined, about, photos, targets, size, origin)
+    return Origin(model.describe(), weights or model.weights_sha256(), objective.describe(), step)
+
+
+def assembled(
+    job: Job, parts: Sequence[BatchMaps], photos: Sequence[Photo], size: tuple[int, int], origin: Origin
+) -> SaliencyMaps:
+    """Put the maps of batches together, in their order; size: height and width of the pixels."""
+    targets = [list(row) for part in parts for row in part.targets]
+    _warn_of(targets)
+    joined = {key: torch.cat([part.maps[key] for part in parts]) for key in parts[0].maps}
+    about = {place.name: MapLayer(place.depth, place.stride) for place in job.layers}
+    return SaliencyMaps(joined, about, list(photos), targets, size, origin)
 
 
 def _check_meta(meta: Meta | None) -> None:
     if meta is not None and not isinstance(meta, Meta):
         raise GradlightError(f"meta={meta!r} is no meta step; give gradlight.Meta(lr=0.002, direction='descent').")
-
-
-def _check_even(targets: Sequence[Sequence[Target]]) -> None:
-    counts = {len(row) for row in targets}
-    if len(counts) > 1:
-        raise GradlightError(
-            f"The images have {min(counts)} to {max(counts)} targets each (captions of {min(counts)} to {max(counts)}"
-            " words?), and the maps of one call are [images, targets, h, w]. Explain one image a call."
-        )
 
 
 def _warn_of(targets: Sequence[Sequence[Target]]) -> None:
@@ -114,49 +114,9 @@ def _checked(batch_size: int | None) -> int:
     return batch_size or _BATCH
 
 
-def _batches(model: Explainable, images: Any, count: int) -> Generator[tuple[Tensor, list[Photo]], None, None]:
-    """Step 1: photos to pixels, a batch at a time."""
-    shape: torch.Size | None = None
-    for start in range(0, len(images), count):
-        pixels, photos = model.read(images[start : start + count])
-        if shape not in (None, pixels.shape[1:]):
-            raise GradlightError(
-                f"The preprocessing makes pixels of different sizes, {list(shape or ())} and {list(pixels.shape[1:])};"
-                " the maps of one call must fit together. Explain photos of different sizes in calls of their own."
-            )
-        shape = pixels.shape[1:]
-        yield pixels, photos
-
-
-def _plain(
-    objective: Objective,
-    pixels: Tensor,
-    layers: Sequence[Layer],
-    methods: Sequence[Method],
-    targets: Targets | None = None,
-) -> tuple[Maps, Targets]:
-    """Steps 2 to 5: one forward, one backward per target, then every method at every layer from the same taps."""
-    recording = record(objective, pixels, layers, targets)
-    found: dict[tuple[str, str], list[Tensor]] = {(m.name, at.name): [] for m in methods for at in layers}
-    for number in range(recording.scores.shape[1]):
-        taps = recording.taps(number)
-        for method in methods:
-            for name, tap in taps.items():
-                found[method.name, name].append(method(tap))
-    return {key: torch.stack(maps, 1) for key, maps in found.items()}, recording.targets
-
-
-def _meta(
-    objective: Objective, pixels: Tensor, layers: Sequence[Layer], methods: Sequence[Method], meta: Meta
-) -> tuple[Maps, Targets]:
-    """The same at θ', whose step is taken for each image and target alone, with the target chosen at θ."""
-    with torch.no_grad():
-        targets = objective.choose(objective.outputs(pixels.detach().clone()))
-    rows: list[Maps] = []
-    for image, row in zip(pixels.split(1), targets, strict=True):
-        columns: list[Maps] = []
-        for target in row:
-            with moved(objective, image, target, meta):
-                columns.append(_plain(objective, image, layers, methods, [[target]])[0])
-        rows.append({key: torch.cat([column[key] for column in columns], 1) for key in columns[0]})
-    return {key: torch.cat([row[key] for row in rows]) for key in rows[0]}, targets
+def _check_size(first: tuple[int, int], size: tuple[int, int]) -> None:
+    if size != first:
+        raise GradlightError(
+            f"The preprocessing makes pixels of different sizes, {list(first)} and {list(size)}; the maps of one call"
+            " must fit together. Explain photos of different sizes in calls of their own."
+        )

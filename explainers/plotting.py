@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from ..errors import GradlightError
 from ..models.objective import Target
+from .combination import upsample
 from .panels import colour_bars, draw_map, draw_photo, picture_of
 
 if TYPE_CHECKING:
@@ -50,7 +51,11 @@ def figure(
     height = (_PANEL * tallness + 0.45) * len(rows)
     drawing = Figure(figsize=(_PANEL * columns + 1.1, height), layout="constrained")
     axes = drawing.subplots(len(rows), columns, squeeze=False)
-    signed = {key: bool((maps[key] < 0).any()) for key in maps.pairs if key[0] in methods and key[1] in layers}
+    signed = {
+        key: any(bool((maps.rows(*key, image=image) < 0).any()) for image in images)
+        for key in maps.pairs
+        if key[0] in methods and key[1] in layers
+    }
     for line, (image, k, method, layer) in zip(axes, rows, strict=True):
         if spoken:
             _draw_sentence(line, maps, (image, method, layer), signed, opacity)
@@ -89,7 +94,7 @@ def _draw_layers(
     for panel, layer in zip(line[1:], layers, strict=True):
         draw_photo(panel, photo, picture)
         if (method, layer) in signed:
-            values = maps.upsampled(method, layer)[image, k].double().cpu().numpy()
+            values = _upsampled(maps, image, method, layer)[k]
             draw_map(panel, photo, values, signed[method, layer], opacity)
             panel.set_title(f"{method}\n{layer}", fontsize=8)
 
@@ -107,7 +112,7 @@ def _draw_sentence(
     draw_photo(line[0], photo, picture)
     sentence = " ".join(target.label for target in targets)
     line[0].set_title(f"{_wrapped(sentence)}\n{method}\n{layer}", fontsize=8)
-    upsampled = maps.upsampled(method, layer)[image].double().cpu().numpy() if (method, layer) in signed else None
+    upsampled = _upsampled(maps, image, method, layer) if (method, layer) in signed else None
     for k, panel in enumerate(line[1:]):
         panel.set_axis_off()
         if k < len(targets):
@@ -115,6 +120,11 @@ def _draw_sentence(
             panel.set_title(_word(targets[k]), fontsize=8)
         if k < len(targets) and upsampled is not None:
             draw_map(panel, photo, upsampled[k], signed[method, layer], opacity)
+
+
+def _upsampled(maps: SaliencyMaps, image: int, method: str, layer: str) -> npt.NDArray[np.float64]:
+    """Give the maps of one image at the size of the pixels: one for each target."""
+    return upsample(maps.rows(method, layer, image=image).unsqueeze(0), maps.size)[0].double().cpu().numpy()
 
 
 def _word(target: Target) -> str:

@@ -14,7 +14,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["Objective", "Target", "Targets"]
+from ..errors import GradlightError
+
+__all__ = ["Objective", "Target", "Targets", "evened"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,13 @@ class Target:
 
 
 Targets = Sequence[Sequence[Target]]
-"""The fixed targets of a batch: one row per image, each of the same length K."""
+"""The fixed targets of a batch: one row per image."""
+
+
+def evened(targets: Targets) -> Targets:
+    """Fill up the shorter rows by repeating their last target, so that every image has as many."""
+    longest = max((len(row) for row in targets), default=0)
+    return [[*row, *[row[-1]] * (longest - len(row))] for row in targets]
 
 
 class Objective(nn.Module):
@@ -59,7 +67,7 @@ class Objective(nn.Module):
 
     @abstractmethod
     def scores(self, outputs: Any, targets: Targets) -> Tensor:
-        """Score [B,K] of each target: a logit or a log-probability; larger is more of it."""
+        """Score [B,K] of each target, in rows of one length: a logit or a log-probability; larger is more of it."""
 
     @abstractmethod
     def losses(self, outputs: Any, targets: Targets) -> Tensor:
@@ -74,11 +82,21 @@ class Objective(nn.Module):
         """Describe the objective in JSON types, for files and cache keys."""
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Score [B,K] of the targets, chosen from the same forward pass."""
+        """Score [B,K] of the targets, chosen from the same forward pass; GradlightError where images differ in K."""
         outputs = self.outputs(pixels)
-        return self.scores(outputs, self.choose(outputs))
+        return self.scores(outputs, _even(self.choose(outputs)))
 
     def loss(self, pixels: Tensor) -> Tensor:
         """Training loss [B] of the targets, their mean where an image has several."""
         outputs = self.outputs(pixels)
-        return self.losses(outputs, self.choose(outputs)).mean(1)
+        return self.losses(outputs, _even(self.choose(outputs))).mean(1)
+
+
+def _even(targets: Targets) -> Targets:
+    counts = [len(row) for row in targets]
+    if len(set(counts)) > 1:
+        raise GradlightError(
+            f"The images have {min(counts)} to {max(counts)} targets each, so their scores form no [images, targets]."
+            " Give the objective images with as many targets, one at a time for instance."
+        )
+    return targets

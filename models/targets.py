@@ -70,14 +70,7 @@ def resolve(rows: Sequence[Sequence[Asked]], labels: Sequence[str]) -> list[list
     for asked in (asked for row in rows for asked in row):
         if asked not in known:
             known[asked] = _meanings(asked, labels)
-    resolved = [[meaning for asked in row for meaning in known[asked]] for row in rows]
-    counts = sorted({len(row) for row in resolved})
-    if len(counts) > 1:
-        raise GradlightError(
-            f"Every image must have the same number of targets; here some have {counts[0]}, others {counts[-1]}."
-            " Repeat a target to fill up the shorter lists."
-        )
-    return resolved
+    return [[meaning for asked in row for meaning in known[asked]] for row in rows]
 
 
 def _entry(entry: Any) -> list[Asked]:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ...errors import GradlightError
-from ..objective import Objective, Targets
+from ..objective import Objective, Targets, evened
 from ..targets import rows_for
 from .decoder import PADDING
 from .network import CaptionNetwork
@@ -68,10 +67,9 @@ class CaptionObjective(Objective):
                 [target for asked in row for target in resolve(asked, said, self.vocabulary, self.count_end)]
                 for row, said in zip(rows, found, strict=True)
             ]
-            _check_even(targets)
-            scores = self.scores(outputs, targets).tolist()
+            scores = self.scores(outputs, evened(targets)).tolist()
         return [
-            [replace(target, score=score) for target, score in zip(row, values, strict=True)]
+            [replace(target, score=score) for target, score in zip(row, values[: len(row)], strict=True)]
             for row, values in zip(targets, scores, strict=True)
         ]
 
@@ -126,12 +124,3 @@ def _summed(steps: Tensor, targets: Targets, parts: list[tuple[int, int, bool]])
         row[start:stop] = 1
         row[length] = float(end)
     return (steps * mask).sum(1).view(len(targets), -1)
-
-
-def _check_even(targets: Sequence[Sequence[CaptionTarget]]) -> None:
-    counts = [len(row) for row in targets]
-    if len(set(counts)) > 1:
-        raise GradlightError(
-            f"There are captions of {min(counts)} to {max(counts)} words, and the maps of one call are [images,"
-            " targets, h, w], so every image must have as many. Explain the words of one image a call."
-        )

@@ -216,11 +216,21 @@ def test_a_list_has_a_target_for_each_image(model: Captioner) -> None:
         gl.explain(model, PIXELS, ["a ring", "blue", "a red star"])
 
 
+@pytest.mark.parametrize("meta", [None, gl.Meta(0.01)])
 @pytest.mark.parametrize("batch_size", [None, 1, 2])
-def test_captions_of_different_word_counts_do_not_fit_together(batch_size: int | None) -> None:
-    pixels = PIXELS.repeat(2, 1, 1, 1)
-    with pytest.raises(GradlightError, match=r"aptions of 2 to 6 words"):
-        gl.explain(captioner(), pixels, ["a ring", "a ring", TEXT, TEXT], words=True, batch_size=batch_size)
+def test_captions_of_different_word_counts_have_maps_of_their_own(batch_size: int | None, meta: gl.Meta | None) -> None:
+    model, pixels, texts = captioner(), PIXELS.repeat(2, 1, 1, 1), ["a ring", TEXT, "a ring", TEXT]
+    maps = gl.explain(model, pixels, texts, words=True, batch_size=batch_size, meta=meta)
+    assert [len(row) for row in maps.targets] == [2, 6, 2, 6]
+    assert maps.rows("selective_normgrad", "layer1").shape[0] == 16
+    for image, text in enumerate(texts):
+        alone = gl.explain(model, pixels[image : image + 1], text, words=True, meta=meta)
+        close(maps.rows("selective_normgrad", "layer1", image=image), alone["selective_normgrad", "layer1"][0])
+        close(maps[image : image + 1]["selective_normgrad", "layer1"], alone["selective_normgrad", "layer1"])
+    with pytest.raises(GradlightError, match=r"2 to 6 targets each, so their maps form no \[images"):
+        maps["selective_normgrad", "layer1"]
+    with pytest.raises(GradlightError, match=r"2 to 6 targets each, so their scores form no \[images"):
+        model.word_objective(texts)(pixels)
 
 
 def test_batches_make_no_difference(model: Captioner) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils.data import DataLoader
 
 import gradlight as gl
 from gradlight.errors import GradlightError
@@ -162,3 +163,50 @@ def test_too_many_panels_are_refused(maps: gl.SaliencyMaps) -> None:
         maps.plot([0] * 100)
     with pytest.raises(GradlightError, match="0 rows"):
         maps.plot([])
+
+
+def test_one_image_is_a_sample_for_a_data_loader(maps: gl.SaliencyMaps, photo: Path) -> None:
+    sample = maps[1]
+    assert (sample["path"], sample["labels"], sample["index"].tolist()) == (str(photo), ["cat", "eel"], [0, 2])
+    assert sample["score"].tolist() == pytest.approx([target.score for target in maps.targets[1]])
+    assert torch.equal(sample["maps"]["normgrad/3"], maps["normgrad", "3"][1])
+    assert [each["path"] for each in maps] == [str(photo)] * 2
+    (batch,) = DataLoader(maps, batch_size=2)
+    assert torch.equal(batch["maps"]["linear_approx/1"], maps["linear_approx", "1"])
+    with pytest.raises(GradlightError, match="no image 2: there are 2, counted from 0"):
+        maps[2]
+    with pytest.raises(GradlightError, match="images by number"):
+        maps[1.5]  # type: ignore[call-overload]
+
+
+def test_some_images_are_maps_too(maps: gl.SaliencyMaps) -> None:
+    for part in (maps[1:], maps[[-1]], maps[np.array([1])]):
+        assert len(part) == 1
+        assert part.images == maps.images[1:]
+        assert part.targets == maps.targets[1:]
+        assert torch.equal(part["normgrad", "3"], maps["normgrad", "3"][1:])
+    turned = maps[[1, 0]]
+    assert torch.equal(turned["normgrad", "3"], maps["normgrad", "3"].flip(0))
+    assert repr(maps[:0]).startswith("SaliencyMaps(0 images")
+
+
+def test_every_map_brought_to_one_size(maps: gl.SaliencyMaps) -> None:
+    resized = maps.resized((20, 30))
+    assert torch.equal(resized["normgrad", "3"], maps.upsampled("normgrad", "3", (20, 30)))
+    assert resized.about["3"].stride == pytest.approx((224 / 20, 224 / 30))
+
+
+def test_images_with_different_numbers_of_targets(maps: gl.SaliencyMaps, photo: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    model = gl.classifier(network, labels=["cat", "dog", "eel"])
+    ragged = gl.explain(model, [photo, photo], [["cat", "eel"], ["dog"]], methods="normgrad", layers="1")
+    ragged = ragged.joined(ragged.combine())
+    assert repr(ragged).startswith("SaliencyMaps(2 images × 1 to 2 targets;")
+    alone = gl.explain(model, [photo], "dog", methods="normgrad", layers="1")
+    assert torch.allclose(ragged.rows("normgrad", "1", image=1), alone["normgrad", "1"][0], rtol=1e-5, atol=1e-12)
+    ragged.save(tmp_path / "ragged.h5")
+    back = gl.load(tmp_path / "ragged.h5")
+    assert back.targets == ragged.targets
+    assert torch.equal(back.rows("normgrad", "product(linear)"), ragged.rows("normgrad", "product(linear)"))
+    assert len(ragged.plot().axes) >= 9

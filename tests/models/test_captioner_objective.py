@@ -220,10 +220,10 @@ def test_rows_must_fit_the_images() -> None:
         asked(objective)
 
 
-def test_captions_of_different_word_counts_form_no_batch() -> None:
+def test_scores_of_captions_of_different_word_counts_form_no_tensor() -> None:
     objective = captioner("fc").word_objective(["a ring", "blue", "a red star"])
-    with pytest.raises(GradlightError, match="captions of 1 to 3 words"):
-        asked(objective)
+    with pytest.raises(GradlightError, match="1 to 3 targets each"):
+        objective(PIXELS)
 
 
 def test_each_caption_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
