@@ -1,4 +1,4 @@
-"""The command line. Only this file and typer are imported for `--help`; torch comes when there is work to do."""
+"""The command line. Only the files of the commands and typer are imported for `--help`; torch comes with the work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,23 @@ from typing import Annotated
 
 import typer
 
-from . import __version__
+from . import __version__, cli_batch
+from .cli_options import (
+    BatchSize,
+    Captioner,
+    Checkpoint,
+    Combine,
+    Device,
+    Encoder,
+    Labels,
+    Layers,
+    MetaStep,
+    Methods,
+    Model,
+    Pretrained,
+    Target,
+    Words,
+)
 from .errors import GradlightError
 
 __all__ = ["app", "main"]
@@ -20,32 +36,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-Model = Annotated[
-    str,
-    typer.Option(
-        "--model", "-m", help='"scenes", "timm/NAME", "torchvision/NAME"; "captioner/scenes", or a captioner\'s path.'
-    ),
-]
-Captioner = Annotated[str, typer.Option("--model", "-m", help='"scenes" (bundled), or the path of a captioner.')]
-Encoder = Annotated[
-    str | None, typer.Option(help="A captioner's eye, where its files hold none: a ResNet, or its file.")
-]
-Checkpoint = Annotated[Path | None, typer.Option(help="Weights: safetensors, or a PyTorch state dict.")]
-Pretrained = Annotated[bool, typer.Option(help="Download the library's weights (without --checkpoint).")]
-Labels = Annotated[Path | None, typer.Option(help="Class names: a text file, one a line, or a JSON list.")]
-Device = Annotated[str | None, typer.Option(help="Such as cpu, cuda or cuda:1; a GPU where there is one.")]
-Target = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--target", "-t", help='Class name or index, "top", "min"; a caption, "a [word] of it"; more than one.'
-    ),
-]
-Methods = Annotated[str, typer.Option(help="Names or EXTRACT+AGGREGATE pairs, with commas; see `gradlight methods`.")]
-Layers = Annotated[str, typer.Option(help='"stages", "all", "input", names or globs, with commas.')]
-Combine = Annotated[str | None, typer.Option(help="Combine the layers: HOW:WEIGHTS, such as product:linear.")]
-MetaStep = Annotated[str | None, typer.Option("--meta", help="Meta-saliency: LR, descent:LR or ascent:LR.")]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Images per pass, 8 unless given.")]
 
 
 def main() -> None:
@@ -73,7 +63,7 @@ def _report(error: BaseException) -> int:
     else:
         message = f"{type(error).__name__}: {error} (--debug shows where)"
     print(f"gradlight: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+    return int(getattr(error, "exit_status", 2))
 
 
 def _version(asked: bool) -> None:
@@ -115,7 +105,7 @@ def explain(
     encoder: Encoder = None,
     device: Device = None,
     batch_size: BatchSize = None,
-    words: Annotated[bool, typer.Option("--words", help="One map for each word of the caption.")] = False,
+    words: Words = False,
 ) -> None:
     """Explain what a network says of photos, as a picture (.png) or as maps (.h5)."""
     from .commands import Asked, explain_images
@@ -210,14 +200,6 @@ def methods() -> None:
 
 
 @app.command()
-def inspect(files: Annotated[list[Path], typer.Argument(metavar="FILE", help="HDF5 files of maps.")]) -> None:
-    """Say what files of maps hold."""
-    from .listings import inspect_files
-
-    raise typer.Exit(inspect_files(files))
-
-
-@app.command()
 def train(
     what: Annotated[str, typer.Argument(metavar="WHAT", help='"scenes": a classifier of scenes; "captioner".')],
     out: Annotated[Path | None, typer.Option(help="The file (scenes) or folder (captioner) to write.")] = None,
@@ -249,3 +231,6 @@ def train(
         "workers": workers,
     }
     train_network(what, out, options, photos)
+
+
+cli_batch.add_to(app)

@@ -18,7 +18,7 @@ from .explainers.plotting import MOST_PANELS, rows_of
 from .models.base import Explainable
 from .opening import Source, open_model, readable
 
-__all__ = ["Asked", "explain_images", "listed", "numbered", "write_pictures"]
+__all__ = ["Asked", "explain_images", "listed", "numbered", "parse_combine", "parse_meta", "write_pictures"]
 
 _ROWS_A_PAGE = 12
 
@@ -48,8 +48,8 @@ def explain_images(images: list[Path], outputs: list[Path], source: Source, aske
             destination(output)
         elif not output.absolute().parent.is_dir():
             raise GradlightError(f"{output}: the folder {output.absolute().parent} does not exist. Create it first.")
-    _parse_meta(asked.meta)
-    _parse_combine(asked.combine)
+    parse_meta(asked.meta)
+    parse_combine(asked.combine)
     good, failures = readable(images)
     model = open_model(source, asked.words)
     groups = [[path] for path in good] if asked.words else [good]
@@ -69,11 +69,11 @@ def _explained(model: Explainable, images: list[Path], asked: Asked) -> Saliency
         methods=listed(asked.methods),
         layers=listed(asked.layers),
         words=asked.words,
-        meta=_parse_meta(asked.meta),
+        meta=parse_meta(asked.meta),
         batch_size=asked.batch_size,
         progress=interactive(),
     )
-    combine = _parse_combine(asked.combine)
+    combine = parse_combine(asked.combine)
     return maps.joined(maps.combine(how=combine[0], weights=combine[1])) if combine else maps
 
 
@@ -119,7 +119,7 @@ def listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _parse_meta(text: str | None) -> Meta | None:
+def parse_meta(text: str | None) -> Meta | None:
     """Read "0.002", "descent:0.002" or "ascent:0.002"."""
     if text is None:
         return None
@@ -132,7 +132,7 @@ def _parse_meta(text: str | None) -> Meta | None:
         raise GradlightError(f"--meta takes LR, descent:LR or ascent:LR, such as 0.002; {text!r} was given.") from error
 
 
-def _parse_combine(text: str | None) -> tuple[str, str] | None:
+def parse_combine(text: str | None) -> tuple[str, str] | None:
     """Read "product:linear", and check it before any work is done."""
     if text is None:
         return None

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from .console import notice, table
-from .data.store import StoredMaps, read
+from .data.cache import CacheInfo, open_cache
+from .data.reader import MapsFile, open_maps
+from .data.verify import verify
 from .errors import GradlightError, nearest
 from .explainers.aggregation import AGGREGATES
 from .explainers.extraction import EXTRACTS
 from .explainers.methods import METHODS
 from .opening import Source, open_model
 
-__all__ = ["inspect_files", "list_layers", "list_methods", "list_models"]
+__all__ = ["inspect_files", "list_layers", "list_methods", "list_models", "tell_of_cache", "verify_files"]
 
 
 def list_layers(source: Source, stages: bool) -> None:
@@ -68,26 +70,56 @@ def inspect_files(files: list[Path]) -> int:
     failed = 0
     for path in files:
         try:
-            stored = read(path)
+            with open_maps(path) as file:
+                _describe(path, file)
         except GradlightError as error:
             if len(files) == 1:
                 raise
             notice(str(error))
             failed += 1
-            continue
-        _describe(path, stored)
     if failed == len(files):
         return 2
     return 1 if failed else 0
 
 
-def _describe(path: Path, stored: StoredMaps) -> None:
-    print(f"{path}: {len(stored.images)} images, {len(stored.targets)} targets, {len(stored.failures)} failures")
-    print(f"made by gradlight {stored.gradlight_version}, {'complete' if stored.complete else 'NOT complete'}")
-    print(f"model: {stored.model.get('name', '?')}, weights {stored.weights_sha256[:12]}…")
-    print(f"objective: {json.dumps(stored.objective)}; meta step: {json.dumps(stored.meta)}")
-    rows = [
-        (method, layer, stored.layers[method, layer].depth, _times(maps.shape))
-        for (method, layer), maps in stored.maps.items()
-    ]
-    table(["method", "layer", "depth", "maps×height×width"], rows)
+def verify_files(files: list[Path]) -> int:
+    """Read files of maps whole and print what is wrong; give the exit status."""
+    unsound = 0
+    for path in files:
+        found = verify(path)
+        unsound += bool(found)
+        print(f"{path}: {f'{len(found)} problems' if found else 'sound'}")
+        for problem in found:
+            print(f"  {problem}")
+    if unsound == len(files):
+        return 2
+    return 1 if unsound else 0
+
+
+def tell_of_cache(what: str, folder: Path | None) -> None:
+    """Print what the cache holds, or empty it."""
+    known = ("info", "clear")
+    if what not in known:
+        raise GradlightError(f"cache info or clear, not {what!r}.{nearest(what, known)}")
+    cache = open_cache(folder or True)
+    if what == "clear":
+        print(f"removed {_entries(cache.clear())}")
+    print(f"{cache.folder}: {_entries(found := cache.info())}, at most {found.max_bytes / 1e6:,.0f} MB")
+
+
+def _entries(found: CacheInfo) -> str:
+    return f"{found.entries} {'entry' if found.entries == 1 else 'entries'} of {found.bytes / 1e6:,.1f} MB"
+
+
+def _describe(path: Path, file: MapsFile) -> None:
+    print(f"{path}: {len(file.images)} images, {len(file.targets)} targets, {len(file.failures)} failures")
+    state = "complete" if file.complete else "NOT complete"
+    print(f"made by gradlight {file.gradlight_version}, {state}{_of_shards(file)}")
+    print(f"model: {file.model.get('name', '?')}, weights {file.weights_sha256[:12]}…")
+    print(f"objective: {json.dumps(file.objective)}; meta step: {json.dumps(file.meta)}")
+    rows = [(*key, row.depth, _times(file.shape(key)), str(file.dtype(key))) for key, row in file.layers.items()]
+    table(["method", "layer", "depth", "maps×height×width", "stored as"], rows)
+
+
+def _of_shards(file: MapsFile) -> str:
+    return "" if file.shards is None else f", an index over {len(file.shards.files)} shards in {file.shards.folder}"

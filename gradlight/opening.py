@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .console import notice
 from .data import images as pictures
+from .data import scenes
 from .errors import GradlightError
 from .models.base import Explainable
 from .models.captioner import Captioner, captioner
@@ -69,7 +70,8 @@ def readable(images: list[Path]) -> tuple[list[Path], list[tuple[str, str]]]:
     good, failures = [], []
     for path in (found for given in images for found in (pictures.find(given) if given.is_dir() else [given])):
         try:
-            pictures.load(path)
+            if scenes.seed_of(str(path)) is None:
+                pictures.load(path)
             good.append(path)
         except GradlightError as error:
             failures.append((str(path), str(error)))

@@ -29,7 +29,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_the_wheel_holds_every_room_and_the_bundled_data(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    rooms = {name: name for name in ("explainers", "models", "data", "evaluation")} | {"gradlight": ""}
+    rooms = {name: name for name in ("explainers", "models", "data", "evaluation", "export")} | {"gradlight": ""}
     for folder, room in rooms.items():
         sources = {path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob("*.py")}
         assert sources

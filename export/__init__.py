@@ -1,0 +1,1 @@
+"""Installed as `gradlight.export`: whole data sets explained into HDF5."""

@@ -1,0 +1,126 @@
+"""The commands about whole data sets and their files: export, inspect, verify, merge, cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .cli_options import (
+    BatchSize,
+    Checkpoint,
+    Combine,
+    Device,
+    Encoder,
+    Labels,
+    Layers,
+    MetaStep,
+    Methods,
+    Model,
+    Pretrained,
+    Target,
+    Words,
+)
+
+__all__ = ["add_to"]
+
+Files = Annotated[list[Path], typer.Argument(metavar="FILE", help="HDF5 files of maps.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there under the output's name.")]
+Copy = Annotated[bool, typer.Option("--copy", help="One file with everything in it, not an index over shards.")]
+
+
+def export(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A folder of photos (of class folders; a VOC root), a list (.txt, .csv), or scenes:FROM-TO.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The HDF5 file, such as maps.h5.")],
+    annotations: Annotated[
+        Path | None, typer.Option(help="COCO JSON of the folder's instances (every class present) or captions.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Of a VOC root: train, val, test …")] = None,
+    kind: Annotated[str | None, typer.Option(help="What SOURCE is, if not plain: imagefolder, voc …")] = None,
+    model: Model = "scenes",
+    target: Target = None,
+    methods: Methods = "selective_normgrad",
+    layers: Layers = "stages",
+    combine: Combine = None,
+    meta: MetaStep = None,
+    words: Words = False,
+    size: Annotated[str | None, typer.Option(help="Bring every map to this size: 224, or HEIGHTxWIDTH.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, or float16 with a scale for each map.")] = "float32",
+    compression: Annotated[str, typer.Option(help="gzip, lzf, none, or blosc (gradlight[blosc]).")] = "gzip",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an export that was stopped.")] = False,
+    overwrite: Overwrite = False,
+    copy: Copy = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, each with the model.")] = 1,
+    readers: Annotated[int, typer.Option(min=0, help="Processes that read photos ahead, per worker.")] = 1,
+    shard_size: Annotated[int | None, typer.Option(min=1, help="Images a shard, 200 unless maps are large.")] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray (gradlight[ray]).")] = "local",
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster to join; else one is started here.")] = None,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs of each Ray worker.")] = 0,
+    log: Annotated[str, typer.Option(help='"bar", or "json": one JSON object a line on standard error.')] = "bar",
+    checkpoint: Checkpoint = None,
+    pretrained: Pretrained = True,
+    labels: Labels = None,
+    encoder: Encoder = None,
+    device: Device = None,
+    batch_size: BatchSize = None,
+) -> None:
+    """Explain a whole data set into one HDF5 file; after any stop, --resume goes on."""
+    from .commands import Asked
+    from .export.run import Manner
+    from .exporting import Job, Ways, run
+    from .opening import Source
+
+    found = Source(model, checkpoint, pretrained, labels, device, encoder)
+    asked = Asked(target, methods, layers, combine, meta, batch_size, words)
+    manner = Manner(resume, overwrite, copy, readers, shard_size)
+    job = Job(source, annotations, split, kind, output, size, dtype, compression)
+    raise typer.Exit(run(job, found, asked, Ways(manner, workers, engine, address, gpus, log)))
+
+
+def inspect(files: Files) -> None:
+    """Say what files of maps hold."""
+    from .listings import inspect_files
+
+    raise typer.Exit(inspect_files(files))
+
+
+def verify(files: Files) -> None:
+    """Read files of maps whole, and say whether they are sound: structure, checksums, counts, finite maps."""
+    from .listings import verify_files
+
+    raise typer.Exit(verify_files(files))
+
+
+def merge(
+    files: Files,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
+    copy: Copy = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Join files of maps: an index over them, which must lie below its folder, or with --copy one file."""
+    from .exporting import merge_files
+
+    merge_files(files, output, copy, overwrite)
+
+
+def cache(
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="info, or clear.")],
+    folder: Annotated[Path | None, typer.Option(help="The cache's folder, if not the usual one.")] = None,
+) -> None:
+    """Say what the cache of `explain(cache=True)` holds, or empty it."""
+    from .listings import tell_of_cache
+
+    tell_of_cache(what, folder)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    for command in (export, inspect, verify, merge, cache):
+        app.command()(command)
