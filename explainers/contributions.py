@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Contribution", "Dense", "Outer", "Patches"]
+__all__ = ["Contribution", "Dense", "Outer", "Patches", "Weighted"]
 
 Pair = tuple[int, int]
 
@@ -102,6 +102,22 @@ class Dense(Contribution):
     @cached_property
     def negative_norm(self) -> Tensor:
         return self._root(self.values.clamp(max=0))
+
+
+class Weighted(Dense):
+    """A field of vectors [B,C,h,w] times a weight for each channel [B,C,1,1], multiplied out only where it must be."""
+
+    def __init__(self, weights: Tensor, field: Tensor) -> None:
+        self.weights, self.field = weights, field
+
+    @cached_property
+    def values(self) -> Tensor:  # type: ignore[override]
+        return (self.weights * self.field).unsqueeze(1)
+
+    @cached_property
+    def total(self) -> Tensor:
+        summed = torch.matmul(self.weights.flatten(1).unsqueeze(1), self.field.flatten(2))
+        return summed.view(len(summed), 1, *self.field.shape[2:])
 
 
 class Outer(Contribution):

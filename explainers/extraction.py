@@ -14,7 +14,7 @@ from torch import nn
 
 from ..errors import GradlightError
 from .capture import Tap
-from .contributions import Contribution, Dense, Outer, Patches
+from .contributions import Contribution, Dense, Outer, Patches, Weighted
 
 __all__ = ["EXTRACTS", "Extract", "averaged_scaling", "class_weights"]
 
@@ -50,7 +50,7 @@ def conv3x3_depthwise(tap: Tap) -> Contribution:
 
 def averaged_scaling(tap: Tap) -> Contribution:
     """Scaling with the gradient first averaged over space: Grad-CAM's ḡ ⊙ x (paper, section 3.1.3)."""
-    return Dense(tap.gradient.mean((2, 3), keepdim=True) * tap.activation)
+    return Weighted(tap.gradient.mean((2, 3), keepdim=True), tap.activation)
 
 
 def class_weights(tap: Tap) -> Contribution:

@@ -167,10 +167,10 @@ class Stretches:
 
     def image(self, number: Any) -> int:
         """Check the number of an image; negative ones count from the end."""
-        number = int(operator.index(number))
-        if not -len(self) <= number < len(self):
-            raise _NoSuchImageError(f"There is no image {number}: there are {len(self)}, counted from 0.")
-        return number % len(self)
+        image = int(operator.index(number))
+        if not -len(self) <= image < len(self):
+            raise _NoSuchImageError(f"There is no image {image}: there are {len(self)}, counted from 0.")
+        return image % len(self)
 
     def of(self, image: int) -> slice:
         """Give the rows of an image."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,6 +61,14 @@ class ShardFolder:
     def holds_work(self) -> bool:
         """Tell whether a shard or a part of one is kept."""
         return any(_OURS.fullmatch(path.name) for path in self.path.glob("*.h5"))
+
+    def publish(self, number: int) -> None:
+        """Make a finished shard the output itself, which replaces what is there."""
+        try:
+            os.replace(self.shard(number), self.output)
+        except OSError as error:
+            raise GradlightError(f"{self.output}: cannot be written ({error}).") from error
+        self.clear()
 
     def end(self) -> None:
         """Forget what is being exported: it is finished."""

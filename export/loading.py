@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Generator, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import GradlightError
 from ..models.base import Photo
@@ -16,7 +18,7 @@ from ..models.preprocessing import Preprocess
 from ..models.reading import read_images
 from .items import Item
 
-__all__ = ["Loaded", "load_batches"]
+__all__ = ["Loaded", "Reading"]
 
 
 @dataclass(frozen=True)
@@ -29,17 +31,14 @@ class Loaded:
     reason: str = ""
 
 
-class _Batches(Dataset[list[Loaded]]):
-    """Batches of items, read when they are asked for."""
+class _Reader(Dataset[list[Loaded]]):
+    """Reads the batch that is handed to it in place of a number."""
 
-    def __init__(self, batches: Sequence[Sequence[Item]], preprocess: Preprocess) -> None:
-        self.batches, self.preprocess = batches, preprocess
+    def __init__(self, preprocess: Preprocess) -> None:
+        self.preprocess = preprocess
 
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, number: int) -> list[Loaded]:
-        return [self._read(item) for item in self.batches[number]]
+    def __getitem__(self, batch: Any) -> list[Loaded]:
+        return [self._read(item) for item in batch]
 
     def _read(self, item: Item) -> Loaded:
         try:
@@ -49,22 +48,53 @@ class _Batches(Dataset[list[Loaded]]):
         return Loaded(item, pixels[0], photo)
 
 
-def load_batches(
-    batches: Sequence[Sequence[Item]], preprocess: Preprocess, readers: int
-) -> Generator[list[Loaded], None, None]:
-    """Read batches in their order; readers: processes that read ahead, 0 for none."""
-    count = min(readers, len(batches))
-    yield from DataLoader(
-        _Batches(batches, preprocess),
-        batch_size=None,
-        num_workers=count,
-        worker_init_fn=_keep_out_of_signals,
-        multiprocessing_context=_start_method() if count else None,
-    )
+class _Waiting(Sampler[Any]):
+    """The batches that wait to be read, without an end; an empty one where none waits."""
+
+    def __init__(self) -> None:
+        self.batches: deque[Sequence[Item]] = deque()
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            yield self.batches.popleft() if self.batches else ()
+
+
+class Reading:
+    """Reads batches ahead, shard after shard, with the same processes; readers: how many, 0 for none.
+
+    They are started early and stay: after a fork every page of memory that is written to is copied first, and a
+    network writes to all of its activations.
+    """
+
+    def __init__(self, preprocess: Preprocess, readers: int) -> None:
+        self._waiting = _Waiting()
+        self._loaded: Iterator[list[Loaded]] | None = iter(
+            DataLoader(
+                _Reader(preprocess),
+                sampler=self._waiting,
+                batch_size=None,
+                num_workers=readers,
+                worker_init_fn=_keep_out_of_signals,
+                multiprocessing_context=_start_method() if readers else None,
+            )
+        )
+
+    def batches(self, batches: Sequence[Sequence[Item]]) -> Iterator[list[Loaded]]:
+        """Read batches, in their order; those of a call before must have been taken."""
+        self._waiting.batches.extend(batches)
+        left = len(batches)
+        while left and self._loaded is not None:
+            if found := next(self._loaded):
+                left -= 1
+                yield found
+
+    def close(self) -> None:
+        """End the processes."""
+        self._loaded = None
 
 
 def _start_method() -> str | None:
-    """Fork on Linux, also from a process that was itself spawned: a fresh start imports torch, for seconds a shard."""
+    """Fork on Linux, also from a process that was itself spawned: a fresh start imports torch."""
     return "fork" if sys.platform == "linux" else None
 
 

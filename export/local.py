@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -41,8 +42,8 @@ class Here:
         self, task: Task, model: Explainable, shards: Sequence[Shard], stop: Callable[[], bool], reporter: Reporter
     ) -> bool:
         """Make the shards one after the other."""
-        worker = Worker(task, model)
-        return all(worker.do(shard, stop, reporter.batch) for shard in shards)
+        with closing(Worker(task, model)) as worker:
+            return all(worker.do(shard, stop, reporter.batch) for shard in shards)
 
 
 @dataclass
@@ -154,11 +155,11 @@ def _work(task: Task, line: Connection[Any, Any], threads: int, parent: int) -> 
             line.send(("batch", batch))
 
         try:
-            worker = Worker(task)
-            line.send(("ready", None))
-            while (shard := line.recv()) is not None:
-                whole = worker.do(shard, stop, report)
-                line.send(("ready" if whole else "stopped", None))
+            with closing(Worker(task)) as worker:
+                line.send(("ready", None))
+                while (shard := line.recv()) is not None:
+                    whole = worker.do(shard, stop, report)
+                    line.send(("ready" if whole else "stopped", None))
         except (EOFError, BrokenPipeError):
             return
         except Exception as error:

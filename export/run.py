@@ -190,8 +190,9 @@ def _finish(plan: Plan, folder: ShardFolder, manner: Manner) -> Outcome:
             reason = file.failures[0][1]
         folder.clear()
         raise GradlightError(f"None of {failed} images can be explained. The first: {reason}")
-    single = manner.single or len(shards) == 1
-    if single:
+    if len(shards) == 1:
+        folder.publish(0)
+    elif manner.single:
         copy_into(folder.output, shards, compression=plan.settings.compression, overwrite=manner.overwrite)
         folder.clear()
     else:

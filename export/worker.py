@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from ..models.base import Explainable
 from ..models.preserve import preserved
 from .explaining import BatchExplainer, joined
 from .folder import ShardFolder
-from .loading import Loaded, load_batches
+from .loading import Loaded, Reading
 from .plan import Settings, Shard
 from .progress import Batch
 
@@ -41,6 +40,7 @@ class Worker:
         self.model = task.make() if model is None else model
         self.folder = ShardFolder(task.output)
         self._explain = BatchExplainer(self.model, task.settings)
+        self._reading = Reading(self.model.preprocess, task.readers)
 
     def do(self, shard: Shard, stop: Callable[[], bool], report: Callable[[Batch], None]) -> bool:
         """Make a shard, from where it was left; give False if it was stopped, with its whole batches kept.
@@ -54,8 +54,8 @@ class Worker:
             report(Batch(sum(map(len, batches[:done])), tuple(pieces[0].failures)))
         begun, whole = done, False
         try:
-            loading = load_batches(batches[done:], self.model.preprocess, self.task.readers)
-            with preserved(self.model.network), closing(loading) as loaded:
+            loaded = self._reading.batches(batches[done:])
+            with preserved(self.model.network):
                 while done < len(batches) and (batch := _next(loaded, stop)) is not None:
                     pieces.append(self._explain(batch))
                     done += 1
@@ -68,6 +68,10 @@ class Worker:
             return False
         self.folder.write_shard(shard.number, self._whole(pieces, complete=True), **self._how)
         return True
+
+    def close(self) -> None:
+        """End what reads ahead."""
+        self._reading.close()
 
     def _first(self, shard: Shard) -> StoredMaps:
         """Begin a shard with what is known of it before."""
