@@ -471,7 +471,7 @@ def test_hostile_and_broken_annotations_are_refused(tmp_path: Path, content: str
     start = time.monotonic()
     with pytest.raises(GradlightError, match=says) as refused:
         read_voc(voc(tmp_path, content))
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 60, "it hangs"
     assert "a.xml" in str(refused.value)
     assert "none of the 1 photos of the split can be used" in str(refused.value)
     assert "root:" not in str(refused.value)
