@@ -4,7 +4,7 @@ PYTHON ?= python3
 PHOTOS ?=
 BIN := .venv/bin
 
-.PHONY: demo test check figures clean
+.PHONY: demo test check figures screenshots notebooks browser clean
 
 demo: .venv/.installed
 	$(BIN)/gradlight demo $(PHOTOS) --out out
@@ -20,6 +20,20 @@ figures: .venv/.dev
 	$(BIN)/gradlight evaluate caption_truth
 	$(BIN)/gradlight evaluate word_pointing
 
+screenshots: .venv/.dev browser
+	$(BIN)/python benchmarks/screenshots.py
+
+notebooks: .venv/.dev
+	$(BIN)/python notebooks/execute.py
+
+# What the tests of the viewer in a browser stand on (Debian); without it they are skipped, with a sentence.
+browser: tests/widgets/node_modules
+	command -v chromium >/dev/null || { apt-get -qq update && apt-get -qq install --yes chromium >/dev/null; }
+
+tests/widgets/node_modules: tests/widgets/package.json
+	cd tests/widgets && npm install --no-package-lock --no-audit --no-fund --silent
+	touch $@
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
@@ -32,4 +46,4 @@ figures: .venv/.dev
 	touch $@ .venv/.installed
 
 clean:
-	rm -rf .venv out build *.egg-info
+	rm -rf .venv out build *.egg-info tests/widgets/node_modules

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .explainers.methods import Method as Method
     from .models.captioner.captioner import captioner as captioner
     from .models.classifiers import classifier as classifier
+    from .widgets.opening import view as view
+    from .widgets.viewer import Viewer as Viewer
 
 __version__ = "0.1.0"
 
@@ -34,10 +36,12 @@ _NAMES = {
     "Meta": "explainers.meta",
     "Method": "explainers.methods",
     "SaliencyMaps": "explainers.maps",
+    "Viewer": "widgets.viewer",
     "captioner": "models.captioner.captioner",
     "classifier": "models.classifiers",
     "explain": "explainers.explain",
     "load": "explainers.archive",
+    "view": "widgets.opening",
 }
 
 __all__ = sorted([*_NAMES, "__version__"])

@@ -29,7 +29,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_the_wheel_holds_every_room_and_the_bundled_data(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    rooms = {name: name for name in ("explainers", "models", "data", "evaluation", "export")} | {"gradlight": ""}
+    rooms = {name: name for name in ("explainers", "models", "data", "evaluation", "export", "widgets")} | {
+        "gradlight": ""
+    }
     for folder, room in rooms.items():
         sources = {path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob("*.py")}
         assert sources
@@ -38,6 +40,8 @@ def test_the_wheel_holds_every_room_and_the_bundled_data(wheel: Path) -> None:
     bundled = {f"gradlight/data/bundled/{path.relative_to(folder)}" for path in folder.rglob("*") if path.is_file()}
     assert len(bundled) >= 8
     assert bundled <= names
+    static = {f"gradlight/widgets/static/{path.name}" for path in (ROOT / "widgets" / "static").glob("*.[cj]s*")}
+    assert {name for name in static if not name.endswith(".json")} <= names
     assert "gradlight/py.typed" in names
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"gradlight"}
 

@@ -1,0 +1,26 @@
+// Values to colours. Pure.
+
+// Sixteen colours of a table of 256 (bytes r, g, b), for a CSS gradient.
+export function gradient(table) {
+  const stops = Array.from({ length: 16 }, (_, i) => `rgb(${table.slice(51 * i, 51 * i + 3)})`);
+  return `linear-gradient(to right, ${stops.join(",")})`;
+}
+
+// The bytes of one colour table among the concatenated ones.
+export function tableOf(view, names, name) {
+  return new Uint8Array(view.buffer, view.byteOffset + 768 * Math.max(names.indexOf(name), 0), 768);
+}
+
+// Values to pixels (r, g, b, a). Laid over a photo a place is as opaque as it is strong (far from the bottom, or from
+// the middle of a symmetric range); with an opacity of null all are opaque.
+export function paint(values, { range: [low, high], table, symmetric, opacity }) {
+  const steps = Uint32Array.from({ length: 256 }, (_, i) => {
+    const strength = symmetric ? Math.abs(i / 127.5 - 1) : i / 255;
+    const opaque = symmetric ? Math.min(1.5 * strength, 1) : Math.sqrt(strength);
+    const alpha = opacity === null ? 255 : Math.round(255 * opacity * opaque);
+    return (alpha << 24) | (table[3 * i + 2] << 16) | (table[3 * i + 1] << 8) | table[3 * i];
+  });
+  const [scale, bottom] = high > low ? [255 / (high - low), 0] : [0, symmetric ? 128 : 0];
+  const step = (value) => Math.min(Math.max(Math.round((value - low) * scale), bottom), 255);
+  return new Uint8ClampedArray(Uint32Array.from(values, (value) => steps[step(value)]).buffer);
+}
