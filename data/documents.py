@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import GradlightError
-from .files import open_regular, shown
+from .files import read_whole, shown
 
 __all__ = ["PhotoFolder", "read_document"]
 
@@ -30,13 +30,7 @@ def read_document(path: str | os.PathLike[str], expected: str) -> Any:
     for what cannot be read, is too large or is not JSON.
     """
     source = shown(path)
-    with open_regular(path) as stream:
-        try:
-            content = stream.read(_MOST_BYTES + 1)
-        except OSError as error:
-            raise GradlightError(f"{source}: cannot be read: {error.strerror}. Check the disk.") from error
-    if len(content) > _MOST_BYTES:
-        raise GradlightError(f"{source}: larger than {_MOST_BYTES >> 20} MiB, which no such file is. {expected}.")
+    content = read_whole(path, _MOST_BYTES, f"No such file is so large. {expected}")
     if not content.strip():
         raise GradlightError(f"{source}: empty file. Get a whole copy of it.")
     try:

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from ..errors import GradlightError
 
-__all__ = ["PathLike", "open_regular", "replace_file", "replacing", "shown"]
+__all__ = ["PathLike", "open_regular", "read_whole", "replace_file", "replacing", "shown"]
 
 PathLike = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
@@ -61,6 +61,22 @@ def open_regular(path: PathLike) -> BinaryIO:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def read_whole(path: PathLike, most: int, advice: str) -> bytes:
+    """Read an ordinary file of at most so many bytes.
+
+    advice: what to do with a larger one. Raises GradlightError, naming the file, for that and for what cannot be read.
+    """
+    with open_regular(path) as stream:
+        try:
+            content = stream.read(most + 1)
+        except OSError as error:
+            raise GradlightError(f"{shown(path)}: cannot be read: {error.strerror}. Check the disk.") from error
+    if len(content) > most:
+        limit = f"{most >> 20} MiB" if most >= 1 << 20 else f"{most >> 10} KiB"
+        raise GradlightError(f"{shown(path)}: larger than {limit}. {advice}.")
+    return content
 
 
 def replace_file(target: Path, content: bytes | memoryview) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import GradlightError, nearest
 from .annotations import Annotated, AnnotatedObject, AnnotatedPhoto, Box
-from .files import open_regular, shown
+from .files import read_whole, shown
 from .images import IMAGE_SUFFIXES
 
 __all__ = ["find_voc", "read_voc"]
@@ -17,6 +17,7 @@ __all__ = ["find_voc", "read_voc"]
 _PARTS = ("JPEGImages", "Annotations", "ImageSets/Main")
 _MOST_BYTES = 1 << 20  # the largest annotation of VOC 2012 has 30 KiB
 _MOST_NAMES = 1 << 28
+_ADVICE = "No such file is so large: check it"
 _LISTED = 12
 
 
@@ -109,7 +110,7 @@ def _split_file(folder: Path, split: str | None) -> Path:
 
 
 def _names(path: Path) -> list[str]:
-    content = _content(path, _MOST_NAMES)
+    content = read_whole(path, _MOST_NAMES, _ADVICE)
     if b"\0" in content:
         raise GradlightError(f"{shown(path)}: not a split: one name of a photo a line is expected, in UTF-8.")
     lines = [line.strip() for line in content.decode("utf-8-sig", "surrogateescape").split("\n") if line.strip()]
@@ -117,17 +118,6 @@ def _names(path: Path) -> list[str]:
     # The splits of single classes say of each photo: 1, the class is there; 0, it is hard to see; -1, it is not.
     flagged = all(len(row) == 2 and row[1] in ("-1", "0", "1") for row in rows)
     return list(dict.fromkeys([row[0] for row in rows if row[1] != "-1"] if flagged else lines))
-
-
-def _content(path: Path, most: int) -> bytes:
-    with open_regular(path) as stream:
-        try:
-            content = stream.read(most + 1)
-        except OSError as error:
-            raise GradlightError(f"{shown(path)}: cannot be read: {error.strerror}. Check the disk.") from error
-    if len(content) > most:
-        raise GradlightError(f"{shown(path)}: larger than {most >> 10} KiB, which no such file is. Check this file.")
-    return content
 
 
 def _photos_of(folder: Path) -> dict[str, Path]:
@@ -152,7 +142,7 @@ class _Builder(ElementTree.TreeBuilder):
 
 def _annotation(path: Path) -> tuple[tuple[int, int], tuple[AnnotatedObject, ...]]:
     """Read the size (width, height) and the objects of an annotation; parts of objects are no objects."""
-    content = _content(path, _MOST_BYTES)
+    content = read_whole(path, _MOST_BYTES, _ADVICE)
     try:
         root = ElementTree.fromstring(content, ElementTree.XMLParser(target=_Builder()))
         if root.tag != "annotation":

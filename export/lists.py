@@ -6,7 +6,7 @@ import csv
 import io
 import os
 
-from ..data.files import open_regular, shown
+from ..data.files import read_whole, shown
 from ..data.scenes import seed_of
 from ..errors import GradlightError
 
@@ -30,13 +30,7 @@ def read_list(path: str | os.PathLike[str]) -> list[Listed]:
     separated in the same way. Raises GradlightError for what cannot be read, is no text, or lists nothing.
     """
     source = shown(path)
-    with open_regular(path) as stream:
-        try:
-            content = stream.read(_MOST_BYTES + 1)
-        except OSError as error:
-            raise GradlightError(f"{source}: cannot be read: {error.strerror}. Check the disk.") from error
-    if len(content) > _MOST_BYTES:
-        raise GradlightError(f"{source}: larger than {_MOST_BYTES >> 20} MiB. Split the list.")
+    content = read_whole(path, _MOST_BYTES, "Split the list")
     if b"\0" in content:
         utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")
         found = "UTF-16: save it as UTF-8" if utf16 else f"not text. A list is expected. {_HOW}"

@@ -455,7 +455,7 @@ LAUGHS = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10 if n else "ha"}">' for n i
         (b"\0\1\2", "not XML"),
         (b"", "not XML"),
         ("<a>" * 200_000, "not XML"),
-        (xml() + " " * (1 << 20), "larger than 1024 KiB"),
+        (xml() + " " * (1 << 20), "larger than 1 MiB"),
         ("<html></html>", "begins with <html>"),
         (xml(boxed(box=(1, 2, 3, "four"))), "<bndbox><ymax> is 'four', not a number"),
         (xml(boxed(box=(1, 2, 3, "nan"))), "'nan', not a number"),
