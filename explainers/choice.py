@@ -44,7 +44,7 @@ def _find(model: Explainable, name: str, size: tuple[int, int]) -> list[Layer]:
             f"No spatial layer of the part of the network that looks at the image matches {name!r}. `model.layers()`"
             f" lists the {len(known)} there are."
         )
-    raise GradlightError(_why_not(model, name, list(known)))
+    raise GradlightError(_why_not(model, name, list(known), model.left_out(size)))
 
 
 def _stages(model: Explainable, size: tuple[int, int]) -> list[Layer]:
@@ -57,17 +57,18 @@ def _stages(model: Explainable, size: tuple[int, int]) -> list[Layer]:
     return stages
 
 
-def _why_not(model: Explainable, name: str, known: list[str]) -> str:
+def _why_not(model: Explainable, name: str, known: list[str], left_out: dict[str, str]) -> str:
     module, _, turn = name.partition(":")
-    if module in known and turn:
-        runs = [layer for layer in known if layer.partition(":")[0] == module]
-        return f"{module!r} runs {len(runs)} times, so the last is {runs[-1]!r} (counted from 0); {name!r} was asked."
-    names = [found for found, _ in model.trunk.named_modules(remove_duplicate=False)]
-    if module in names:
-        before = [layer for layer in known[1:] if names.index(layer.partition(":")[0]) <= names.index(module)]
+    if module in known and turn and name not in left_out:
+        runs = [layer for layer in [*known, *left_out] if layer.partition(":")[0] == module]
+        last = max(runs, key=lambda run: int(run.partition(":")[2] or 0))
+        return f"{module!r} runs {len(runs)} times, so the last is {last!r} (counted from 0); {name!r} was asked."
+    if name in left_out:
+        return f"The output of {name!r} {left_out[name]}."
+    if module in dict(model.trunk.named_modules(remove_duplicate=False)):
         return (
-            f"The output of {name!r} is not spatial, does not reach the score, or is what another layer made (as that"
-            f" of an identity). The nearest spatial layer before it is {(before or known)[-1]!r}."
+            f"{name!r} did not run by this name: the network does not use it for such pixels, or uses it as a shared"
+            f" module of another name.{nearest(name, known)} The last layer is {known[-1]!r}."
         )
     if module in dict(model.network.named_modules()):
         return (

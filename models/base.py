@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from ..data import images as pictures
 from ..data import scenes
 from ..errors import GradlightError
+from .fingerprint import weights_sha256
 from .layers import Discovery, Layer, discover
 from .objective import Objective
 from .preprocessing import Preprocess
@@ -111,6 +111,10 @@ class Explainable(ABC):
         """List the last layer at each resolution that has at least two weight layers."""
         return self._discovery(size).stages
 
+    def left_out(self, size: tuple[int, int] | None = None) -> dict[str, str]:
+        """Say of every module that runs and is no layer, by its name, what its output is ("is not spatial: …")."""
+        return self._discovery(size).left_out
+
     def _discovery(self, size: tuple[int, int] | None) -> Discovery:
         """Find the layers once per size of the pixels; the same noise every time, so that the answer is the same."""
         known: dict[tuple[int, int], Discovery] = self.__dict__.setdefault("_discovered", {})
@@ -121,14 +125,11 @@ class Explainable(ABC):
         return known[size]
 
     def weights_sha256(self) -> str:
-        """Hash every parameter and buffer, with its name, shape and dtype, in the order of `state_dict()`."""
-        digest = hashlib.sha256()
-        for name, tensor in self.network.state_dict().items():
-            if not isinstance(tensor, Tensor):
-                continue
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        """Hash every parameter and buffer, with its name, shape and dtype, in the order of `state_dict()`.
+
+        Hashed again only when the weights have changed (`fingerprint.weights_sha256` tells how this is noticed).
+        """
+        return weights_sha256(self.network)
 
 
 def as_list(images: Any) -> list[ImageLike] | Tensor:

@@ -6,12 +6,15 @@ is read off autograd's graph: a place is on the trunk when every path from the o
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+
+from .layouts import Layout
 
 __all__ = ["Passage", "choose_stages", "mark_paths"]
 
@@ -22,8 +25,11 @@ Edge = tuple[Any, int]
 class Passage:
     """One run of one module: where its output lies, and whether everything (trunk) or anything (reaches) passes.
 
+    cuts: everything passes some place of its resolution. paths, crossing: how many paths lead through this place,
+    and through any of its resolution.
+
     size, before: grid of its output and of its input (None if that is not spatial). weighs: a convolution or linear
-    layer. node, outlet: its place in autograd's graph.
+    layer. kind: its module's class. node, outlet: its place in autograd's graph.
     """
 
     name: str
@@ -31,21 +37,22 @@ class Passage:
     size: tuple[int, int]
     before: tuple[int, ...] | None
     weighs: bool
-    layout: Callable[[Tensor], Tensor]
+    kind: type
+    layout: Layout
     node: Any
     outlet: int
+    paths: int = 0
+    crossing: int = 0
     reaches: bool = False
     trunk: bool = False
+    cuts: bool = False
 
 
 def mark_paths(passages: list[Passage], outputs: Sequence[Tensor], leaf: Tensor) -> list[Passage]:
-    """Mark which passages lie on some path, and which on every path, from the outputs to the pixels."""
+    """Count the paths from the outputs to the pixels that lead through each passage, and through its resolution."""
     roots = [(tensor.grad_fn, tensor.output_nr) for tensor in outputs if tensor.grad_fn is not None]
     order = _topological([node for node, _ in roots])
-    down: dict[Any, int] = {}
-    for node in reversed(order):
-        edges = [after for after, _ in node.next_functions if after is not None]
-        down[node] = int(getattr(node, "variable", None) is leaf) + sum(down[after] for after in edges)
+    down = _down(order, leaf, set())
     up: Counter[Edge] = Counter(roots)
     through: Counter[Any] = Counter(node for node, _ in roots)
     for node in order:
@@ -55,9 +62,25 @@ def mark_paths(passages: list[Passage], outputs: Sequence[Tensor], leaf: Tensor)
                 through[after] += through[node]
     total = sum(down[node] for node, _ in roots)
     for passage in passages:
-        paths = up[passage.node, passage.outlet] * down.get(passage.node, 0)
-        passage.reaches, passage.trunk = paths > 0, 0 < paths == total
+        passage.paths = up[passage.node, passage.outlet] * down.get(passage.node, 0)
+        passage.reaches, passage.trunk = passage.paths > 0, 0 < passage.paths == total
+    for size in {passage.size for passage in passages}:
+        here = [passage for passage in passages if passage.size == size and passage.reaches]
+        around = _down(order, leaf, {passage.node for passage in here})
+        passed_by = sum(around[node] for node, _ in roots)
+        for passage in here:
+            passage.crossing, passage.cuts = total - passed_by, passed_by == 0
     return passages
+
+
+def _down(order: Sequence[Any], leaf: Tensor, walls: set[Any]) -> dict[Any, int]:
+    """Count the paths from each node to the pixels that do not lead through walls."""
+    down: dict[Any, int] = {}
+    for node in reversed(order):
+        edges = [after for after, _ in node.next_functions if after is not None]
+        open_paths = int(getattr(node, "variable", None) is leaf) + sum(down[after] for after in edges)
+        down[node] = 0 if node in walls else open_paths
+    return down
 
 
 def _topological(roots: Sequence[Any]) -> list[Any]:
@@ -80,20 +103,54 @@ def choose_stages(passages: Sequence[Passage]) -> list[Passage]:
     """Give the last trunk layer at each resolution that has at least two convolutions or linear layers.
 
     In a network where no resolution has two (each unpadded convolution makes a grid of its own), one is enough.
-    At the seam of two stages the layer before it is preferred to one inside the block that changes resolution, and
-    a stage to the container of all stages.
+    A resolution that everything passes, though no one place of it (cells that read the last two), and those that run
+    side by side behind the trunk, give the last of the places that most paths of that resolution lead through; so does
+    one whose trunk places come before most of its weights (blocks that hand on two tensors). A network that keeps one
+    resolution and repeats a block four times or more gives four of these, a quarter of the depth apart.
     """
     weights = Counter(passage.size for passage in passages if passage.weighs)
     least = min(2, max(weights.values(), default=1))
+    levels: dict[tuple[int, int], list[int]] = {}
+    for turn, passage in enumerate(passages):
+        if passage.reaches and weights[passage.size] >= least:
+            levels.setdefault(passage.size, []).append(turn)
     stages = []
-    for size in dict.fromkeys(passage.size for passage in passages):
-        here = [p for p in passages if p.trunk and p.size == size]
-        if weights[size] < least or not here:
-            continue
-        settled = [p for p in here if not _at_a_seam(p, passages)]
-        plain = [p for p in settled if len(_sizes_within(p, passages)) <= 2]
-        stages.append((plain or settled or here)[-1])
-    return stages
+    for turns in levels.values():
+        here = _passed_by_all(turns, passages)
+        settled = [turn for turn in here if not _at_a_seam(passages[turn], passages)]
+        plain = [turn for turn in settled if len(_sizes_within(passages[turn], passages)) <= 2]
+        stages += (plain or settled or here)[-1:]
+    last = max((turn for turn in stages if passages[turn].trunk), default=-1)
+    chosen = [passages[t] for t in sorted(stages) if passages[t].trunk or passages[t].cuts or t > last]
+    return _quarters(chosen[0], passages) if len(chosen) == 1 else chosen
+
+
+def _passed_by_all(turns: Sequence[int], passages: Sequence[Passage]) -> list[int]:
+    """Give the trunk places of a level, or those that most take where there are none, or none but at its beginning."""
+    trunk = [turn for turn in turns if passages[turn].trunk]
+    weighing = [turn for turn in turns if passages[turn].weighs]
+    if trunk and 2 * sum(turn > trunk[-1] for turn in weighing) <= len(weighing):
+        return trunk
+    return [turn for turn in turns if 2 * passages[turn].paths > passages[turn].crossing]
+
+
+def _quarters(stage: Passage, passages: Sequence[Passage]) -> list[Passage]:
+    """Give four places of the longest chain of like blocks that lead to a stage, the stage itself as the last."""
+    weighty = {p.name.rpartition(".")[0] for p in passages if p.weighs}
+    chains: dict[tuple[str, type], list[Passage]] = {}
+    for p in passages[: passages.index(stage) + 1]:
+        holds = any(f"{inner}.".startswith(f"{p.name}.") for inner in weighty)
+        if p.size == stage.size and (p.trunk and holds if stage.trunk else _numberless(p) == _numberless(stage)):
+            chains.setdefault((_numberless(p), p.kind), []).append(p)
+    chain = max(chains.values(), key=len, default=[])
+    if len(chain) < 4:
+        return [stage]
+    return [chain[-(-len(chain) * quarter // 4) - 1] for quarter in (1, 2, 3)] + [stage]
+
+
+def _numberless(passage: Passage) -> str:
+    """Give a name without its numbers, which the like parts of a chain share."""
+    return re.sub(r"\d+", "*", passage.name)
 
 
 def _sizes_within(passage: Passage, passages: Sequence[Passage]) -> set[tuple[int, int]]:
@@ -101,10 +158,17 @@ def _sizes_within(passage: Passage, passages: Sequence[Passage]) -> set[tuple[in
 
 
 def _at_a_seam(passage: Passage, passages: Sequence[Passage]) -> bool:
-    """Tell whether a passage is inside a block that takes its resolution in and gives the next one out."""
-    return any(
+    """Tell whether a passage is inside a block that takes its resolution in and gives the next one out.
+
+    One that holds more than half of its resolution's weights is a stage itself, and the block holds several of them.
+    """
+    inside = any(
         passage.name.startswith(f"{block.name}.")
         and block.before == passage.size != block.size
         and len(_sizes_within(block, passages)) <= 2
         for block in passages
     )
+    if not inside:
+        return False
+    weighing = [p.name.startswith(f"{passage.name}.") for p in passages if p.weighs and p.size == passage.size]
+    return 2 * sum(weighing) <= len(weighing)
