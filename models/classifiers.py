@@ -13,13 +13,15 @@ from ..errors import GradlightError, nearest
 from .base import Explainable, ImageLike, Photo, as_list
 from .checkpoints import PathLike, load_checkpoint
 from .class_objective import ClassLabels, ClassObjective
+from .huggingface import found_classifier, is_hub_source, is_multi_label, named_classifier
+from .image_processor import own_preprocess
 from .logits import Output
-from .measuring import Measured
 from .placing import Device, place
 from .preprocessing import IMAGENET, Preprocess, Preprocessing
 from .preserve import preserved
 from .reading import read_images, read_pixels
 from .targets import parse
+from .wrapping import check_explainable, unwrapped
 from .zoo import LIBRARIES, Found, sources
 
 __all__ = ["Classifier", "Prediction", "classifier"]
@@ -134,9 +136,13 @@ def classifier(
 ) -> Classifier:
     """Make a classifier of "timm/NAME", "torchvision/NAME", the bundled "scenes", or any module that ends in logits.
 
+    "transformers/NAME_OR_FOLDER", and a module of that library, bring their labels and image processor along.
+
     A named network gets its library's preprocessing and labels, eval mode, and a GPU if there is one. A module stays
     as it is: it is not moved unless a device is given, and its pixels are resized to 256, cropped to 224 and
     normalised for ImageNet unless there is a `preprocess`: a callable from an RGB Pillow image to a tensor [3,H,W].
+    torch.compile, DataParallel and DDP are taken off it. One that takes more than an image needs a module around it,
+    with `def forward(self, pixels): return self.network(pixels, self.other)`.
     checkpoint: a file of weights, instead of a download. labels: the classes' names; for timm and torchvision their
     number makes the head. output: the key, position or attribute of the logits in the network's answer. multi_label:
     the classes do not exclude one another.
@@ -144,9 +150,11 @@ def classifier(
     named = _checked_labels(labels)
     record: dict[str, Any] = {"checkpoint": None if checkpoint is None else str(checkpoint), "pretrained": None}
     if isinstance(source, nn.Module):
+        source = unwrapped(source)
         if checkpoint is not None:
             load_checkpoint(source, checkpoint)
-        found = Found(source, named, IMAGENET, type(source).__module__, "")
+        check_explainable(source)
+        found = found_classifier(source, named) or Found(source, named, IMAGENET, type(source).__module__, "")
         name = type(source).__name__
     else:
         # Weights made under the caller's inference_mode could never be differentiated.
@@ -159,10 +167,10 @@ def classifier(
         place(found.network, device)
     return Classifier(
         found.network,
-        Measured(preprocess) if preprocess is not None else found.preprocessing,
+        own_preprocess(preprocess) if preprocess is not None else found.preprocessing,
         name=name,
         labels=found.labels,
-        multi_label=multi_label or source == "scenes",
+        multi_label=multi_label or source == "scenes" or is_multi_label(found.network),
         output=output,
         record={"library": found.library, "version": found.version, **record},
     )
@@ -170,21 +178,25 @@ def classifier(
 
 def _named(source: Any, pretrained: bool, checkpoint: PathLike | None, labels: Sequence[str] | None) -> Found:
     if not isinstance(source, str):
+        program = isinstance(source, torch.export.ExportedProgram)
+        hint = " An exported program has no layers any more; give the network that was exported." if program else ""
         raise GradlightError(
             f'{type(source).__name__} is not a classifier: give "timm/NAME", "torchvision/NAME", "scenes" or a'
-            " torch.nn.Module."
+            f" torch.nn.Module.{hint}"
         )
     if source == "scenes":
         return _scenes(pretrained, checkpoint, labels)
     library, _, name = source.partition("/")
+    if is_hub_source(source) and name:
+        return named_classifier(name, pretrained=pretrained, checkpoint=checkpoint, labels=labels)
     if library in LIBRARIES and name:
         return LIBRARIES[library](name, pretrained=pretrained, checkpoint=checkpoint, labels=labels)
     everything = sources()
     same = [full for full in everything if full.partition("/")[2] == source != ""]
     near = f" Did you mean {' or '.join(map(repr, same))}?" if same else nearest(source, everything)
     raise GradlightError(
-        f'There is no classifier {source!r}.{near} A source is "timm/NAME", "torchvision/NAME", "scenes" or a'
-        " torch.nn.Module; the weights of your own network go into checkpoint=."
+        f'There is no classifier {source!r}.{near} A source is "timm/NAME", "torchvision/NAME", "transformers/NAME",'
+        ' "scenes" or a torch.nn.Module; the weights of your own network go into checkpoint=.'
     )
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from ..errors import GradlightError, nearest
 from .checkpoints import PathLike, load_checkpoint
 from .downloads import hub_weights, url_weights, with_weights
-from .preprocessing import Preprocessing
+from .preprocessing import Preprocess, Preprocessing
 
 __all__ = [
     "LIBRARIES",
@@ -35,7 +35,7 @@ class Found:
 
     network: nn.Module
     labels: list[str] | None
-    preprocessing: Preprocessing
+    preprocessing: Preprocess
     library: str
     version: str
 

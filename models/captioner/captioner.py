@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...errors import GradlightError
 from ..base import Explainable, ImageLike, Photo, as_list
 from ..checkpoints import PathLike
+from ..huggingface import is_hub_source
 from ..measuring import Measured
 from ..placing import Device, place
 from ..preprocessing import OriginalSize, Preprocess
@@ -178,17 +179,19 @@ class Captioner(Explainable):
 
 
 def captioner(
-    source: str | Path = "scenes",
+    source: str | Path | nn.Module = "scenes",
     *,
     encoder: str | PathLike | nn.Module | None = None,
+    tokenizer: Any = None,
     pretrained: bool = True,
     preprocess: Callable[[Image.Image], Any] | None = None,
     device: Device = None,
     unk: str = "error",
     count_end: bool = True,
 ) -> Captioner:
-    """Make a captioner of the bundled "scenes", or of a file or folder of a supported project's checkpoint.
+    """Make a captioner of the bundled "scenes", a file or folder of a supported project's checkpoint, or transformers.
 
+    "transformers/NAME_OR_FOLDER", or a network of that library with its `tokenizer`: see `transformers.open_captioner`.
     Supported: gradlight's own folders, ImageCaptioning.pytorch and DiscCaptioning (`infos_*.pkl` beside `model*.pth`),
     the soft-attention tutorial (`*.pth.tar` beside `WORDMAP_*.json`). Where the file holds no encoder: torchvision's
     ResNet101 (pretrained, or untrained with pretrained=False), or `encoder`: "timm/NAME", "torchvision/NAME", a file of
@@ -196,10 +199,26 @@ def captioner(
     project's own. unk, count_end: see `Captioner`. Nothing in a checkpoint is ever executed. Raises GradlightError for
     what is not to be read, and says why.
     """
+    if is_hub_source(source):
+        from .transformers import open_captioner
+
+        if encoder is not None:
+            raise GradlightError("encoder= is for recurrent decoders; a captioner of transformers has its own eye.")
+        return open_captioner(
+            source,
+            tokenizer=tokenizer,
+            pretrained=pretrained,
+            preprocess=preprocess,
+            device=device,
+            unk=unk,
+            count_end=count_end,
+        )
+    if tokenizer is not None:
+        raise GradlightError(f"tokenizer= is for captioners of transformers, and {str(source)[:80]!r} is none.")
     if not isinstance(source, (str, Path)):
         raise GradlightError(
-            f'{type(source).__name__} is no captioner: give "scenes", or the path of a checkpoint. A network of your'
-            " own goes into gradlight.models.captioner.Captioner(network, vocabulary, preprocess)."
+            f'{type(source).__name__} is no captioner: give "scenes", "transformers/NAME", or the path of a checkpoint.'
+            " A network of your own goes into gradlight.models.captioner.Captioner(network, vocabulary, preprocess)."
         )
     found = read_checkpoint(bundled_folder() if source == "scenes" else source)
     # Weights made under the caller's inference_mode could never be differentiated.
