@@ -25,9 +25,10 @@ from ..models.base import Explainable
 from ..models.fingerprint import fingerprint, objective_sha256, value_sha256
 from ..models.objective import Objective, Target
 from ..models.preserve import preserved
+from .arithmetic import Arithmetic
 from .batch import BatchMaps, Job
 from .meta import Meta
-from .methods import Method
+from .methods import AnyMethod
 from .seen import Batch, Reader
 
 __all__ = ["Afresh", "CacheLike", "Recall", "opened"]
@@ -40,13 +41,15 @@ _VERSION = 1
 _NO_MATTER = frozenset({"name", "checkpoint", "pretrained", "num_classes", "preprocessing"})
 
 
-def opened(cache: CacheLike, model: Explainable, methods: Sequence[Method], meta: Meta | None) -> Afresh:
+def opened(
+    cache: CacheLike, model: Explainable, methods: Sequence[AnyMethod], meta: Meta | None, arithmetic: Arithmetic
+) -> Afresh:
     """Open the cache of a call, if there is one; a network that cannot be described does, with a warning, without."""
     if cache is None or cache is False:
         return Afresh(model)
     folder = open_cache(cache)
     try:
-        return Recall(folder, model, methods, meta)
+        return Recall(folder, model, methods, meta, arithmetic)
     # Whatever somebody's network holds may refuse, in its own way, to be looked at.
     except Exception as error:
         warnings.warn(f"The cache is not used: {error}", GradlightWarning, stacklevel=3)
@@ -90,7 +93,14 @@ class Recall(Afresh):
     Raises GradlightError where something cannot be described.
     """
 
-    def __init__(self, cache: Cache, model: Explainable, methods: Sequence[Method], meta: Meta | None) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        model: Explainable,
+        methods: Sequence[AnyMethod],
+        meta: Meta | None,
+        arithmetic: Arithmetic | None = None,
+    ) -> None:
         super().__init__(model)
         self.cache = cache
         self._weights, network = fingerprint(model.network)
@@ -101,7 +111,7 @@ class Recall(Afresh):
             "network": network,
             "model": {name: value for name, value in model.describe().items() if name not in _NO_MATTER},
             "meta": None if meta is None else meta.describe(),
-            "arithmetic": _arithmetic(self._device.type),
+            "arithmetic": [*_arithmetic(self._device.type), repr(arithmetic or Arithmetic())],
         }
         self._reader = Reader(model, network)
 
@@ -130,7 +140,7 @@ class Recall(Afresh):
         return BatchMaps(joined, [one.targets or [] for one in found])
 
     def _search(self, batch: Batch, objective: Objective, job: Job) -> list[_Found]:
-        names = {(m.name, at.name): self._name(m.name, at.name) for m in job.methods for at in job.layers}
+        names = {pair: self._name(*pair) for pair in job.places}
         count = len(batch.checksums)
         asked = [objective.rows(number, number + 1, count) for number in range(count)]
         return [self._one(self._key(*about), names) for about in zip(batch.checksums, asked, strict=True)]

@@ -1,17 +1,18 @@
 """One forward, one backward: the activation and the gradient of every asked layer.
 
-The graph starts at the earliest tapped layer (what comes before needs no gradient), one `torch.autograd.grad` gives
-the gradients of all taps, and taps are kept by name. A tensor that the network overwrites in place after its tap is
-met by a clone, of that tap alone; which ones these are is learnt from the tensors' version counters.
+The graph starts at the earliest tapped layer (what comes before needs no gradient), one `torch.autograd.grad` passes
+all taps, where each gradient is used while it is hot and then dropped, and taps are kept by name. A tensor that the
+network overwrites in place after its tap is met by a clone, of that tap alone; which ones these are is learnt from the
+tensors' version counters.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,52 +22,9 @@ from torch import Tensor, nn
 from ..errors import GradlightError
 from ..models.base import Layer
 from ..models.objective import Objective, Targets, evened
-from .contributions import Dense
+from .tap import Tap, precise
 
-__all__ = ["Recording", "Tap", "record"]
-
-
-@dataclass(frozen=True)
-class Tap:
-    """Activation x and gradient g at a layer, [B,C,h,w] in the network's precision but at least float32.
-
-    module: the layer's module, None at the input. raw_source: that module's own first input as it lay in memory, None
-    if it was no tensor. The three fields are shared by every method, so that a statistic is computed once.
-    """
-
-    layer: Layer
-    module: nn.Module | None
-    activation: Tensor
-    gradient: Tensor
-    raw_source: Tensor | None
-
-    @property
-    def source(self) -> Tensor:
-        """The module's own input as a map [B,C',h',w']. Raises GradlightError if it had none."""
-        if self.raw_source is None:
-            raise GradlightError(f"{self.layer.name!r} takes no tensor as its first input; real methods need one.")
-        return _precise(self.layer.layout(self.raw_source))
-
-    @cached_property
-    def activation_field(self) -> Dense:
-        """The activation, as vectors."""
-        return Dense(self.activation)
-
-    @cached_property
-    def gradient_field(self) -> Dense:
-        """The gradient, as vectors."""
-        return Dense(self.gradient)
-
-    @cached_property
-    def product_field(self) -> Dense:
-        """Gradient times activation, as vectors."""
-        return Dense(self.gradient * self.activation)
-
-
-def _precise(tensor: Tensor) -> Tensor:
-    """Compute statistics in float32 at least: squares of float16 overflow, sums of bfloat16 lose half their digits."""
-    tensor = tensor.detach()
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+__all__ = ["Recording", "record"]
 
 
 @dataclass
@@ -92,6 +50,10 @@ def _source_of(name: str) -> str:
     return f"source of {name}"
 
 
+See = Callable[[Tap], object]
+"""What is done with a tap while its gradient is at hand."""
+
+
 class Recording:
     """One forward pass: the scores [B,K] of fixed targets, and what is needed to take gradients at the layers.
 
@@ -100,27 +62,48 @@ class Recording:
 
     def __init__(self, scores: Tensor, targets: Targets, marks: dict[str, _Mark]) -> None:
         self.scores, self.targets, self._marks = scores, targets, marks
+        self._places: dict[str, Tap] = {}
 
     def taps(self, target: int) -> dict[str, Tap]:
-        """Go back once from target number `target` of every image to all layers at once."""
-        tensors = [mark.tensor for mark in self._marks.values()]
+        """Go back once from target number `target` of every image to all layers at once, and keep every gradient."""
+        found: dict[str, Tap] = {}
+        self.visit(target, lambda tap: found.update({tap.layer.name: tap}))
+        return {name: found[name] for name in self._marks}
+
+    def visit(self, target: int, see: See) -> None:
+        """Go back once from target number `target` of every image, and show each tap as soon as it has its gradient.
+
+        The deepest comes first; a gradient is dropped when `see` returns, unless it is kept there. The last target
+        frees what the pass has held. Raises GradlightError for a layer that the score does not depend on.
+        """
         if not self.scores.requires_grad:
             raise _no_gradient(self._marks)
         last = target == self.scores.shape[1] - 1
-        found = torch.autograd.grad(self.scores[:, target].sum(), tensors, retain_graph=not last, allow_unused=True)
-        missing = {name for name, gradient in zip(self._marks, found, strict=True) if gradient is None}
+        missing = set(self._marks)
+        with ExitStack() as undo:
+            for name, mark in self._marks.items():
+                show = partial(self._show, name, see, missing)
+                undo.callback(mark.tensor.register_hook(show).remove)
+            torch.autograd.grad(self.scores[:, target].sum(), self._ends(), retain_graph=not last, allow_unused=True)
         if missing:
             raise _no_gradient(missing)
-        return {
-            name: Tap(
-                mark.layer,
-                mark.module,
-                _precise(mark.layer.layout(mark.tensor)),
-                _precise(mark.layer.layout(gradient)),
-                None if mark.source is None else mark.source.detach(),
-            )
-            for (name, mark), gradient in zip(self._marks.items(), found, strict=True)
-        }
+
+    def _ends(self) -> list[Tensor]:
+        """Give the taps at which the way back ends: the leaves, where the graph begins, since all others lead there.
+
+        All taps, where the network holds a tensor of its own that wants a gradient: then others may lead to that.
+        """
+        tensors = [mark.tensor for mark in self._marks.values()]
+        return [tensor for tensor in tensors if tensor.is_leaf] if tensors[0].is_leaf else tensors
+
+    def _show(self, name: str, see: See, missing: set[str], gradient: Tensor) -> None:
+        missing.discard(name)
+        mark = self._marks[name]
+        if name not in self._places:
+            source = None if mark.source is None else mark.source.detach()
+            x = precise(mark.layer.layout(mark.tensor))
+            self._places[name] = Tap(mark.layer, mark.module, x, x[:0], source)
+        see(self._places[name].toward(precise(mark.layer.layout(gradient))))
 
 
 def _no_gradient(names: Any) -> GradlightError:
@@ -161,7 +144,10 @@ def _run(
     with ExitStack() as undo:
         for name, turns in _by_module(layers).items():
             module = objective.trunk.get_submodule(name)
-            hook = partial(_tap, marks=marks, turns=turns, clone=clone, count=Counter[str]())
+            given: list[_Given] = []
+            take = partial(_take, given=given, clone=any(_source_of(layer.name) in clone for layer in turns.values()))
+            undo.callback(module.register_forward_pre_hook(take).remove)
+            hook = partial(_tap, marks=marks, given=given, turns=turns, clone=clone, count=Counter[str]())
             undo.callback(module.register_forward_hook(hook).remove)
         outputs = objective.outputs(_tap_pixels(pixels, layers, marks))
     silent = [layer.name for layer in layers if layer.name not in marks]
@@ -194,17 +180,31 @@ def _tap_pixels(pixels: Tensor, layers: Sequence[Layer], marks: dict[str, _Mark]
     return leaf.clone()
 
 
+_Given = tuple[Tensor | None, int]
+"""A module's first input, and its version counter before the module ran."""
+
+
+def _take(module: nn.Module, args: tuple[Any, ...], *, given: list[_Given], clone: bool) -> None:
+    """Note what a module is given, before the module itself can overwrite it."""
+    source = args[0] if args and isinstance(args[0], Tensor) else None
+    if source is not None and clone:
+        source = source.detach().clone()
+    given.append((source, 0 if source is None else source._version))
+
+
 def _tap(
     module: nn.Module,
     args: tuple[Any, ...],
     output: Any,
     *,
     marks: dict[str, _Mark],
+    given: list[_Given],
     turns: dict[int, Layer],
     clone: set[str],
     count: Counter[str],
 ) -> Tensor | None:
     """Note the output of an asked run of a module, and hand on what keeps the note true."""
+    source, source_version = given.pop()
     turn = count["runs"]
     count["runs"] += 1
     layer = turns.get(turn)
@@ -214,13 +214,12 @@ def _tap(
         raise GradlightError(
             f"{layer.name!r} gives a {type(output).__name__}, not one tensor of numbers; tap inside it."
         )
-    source = args[0] if args and isinstance(args[0], Tensor) else None
-    if source is not None and _source_of(layer.name) in clone:
-        source = source.detach().clone()
+    if source is not None and next(module.parameters(), None) is None and next(module.buffers(), None) is None:
+        source_version = source._version  # no weight of its own needs what it was given, so it is not copied
     begins, overwritten = not output.requires_grad, layer.name in clone
     # Its own copy, too: the output may be a view of something else that is overwritten.
     kept = output.clone() if overwritten else output
     tensor = kept.detach().requires_grad_() if begins else kept
-    marks[layer.name] = _Mark(layer, module, tensor, tensor._version, source, 0 if source is None else source._version)
+    marks[layer.name] = _Mark(layer, module, tensor, tensor._version, source, source_version)
     # A leaf must not be overwritten at all, so where the graph begins a copy is handed on in any case.
     return tensor.clone() if begins or overwritten else None

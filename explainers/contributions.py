@@ -16,11 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Contribution", "Dense", "Outer", "Patches", "Weighted"]
+from .scratch import scratch_like
+
+__all__ = ["Contribution", "Dense", "Outer", "Patches", "Product", "Weighted"]
 
 Pair = tuple[int, int]
 
 _SAFE = 2.0**-70
+_SMALL = 32
 
 
 class Contribution(ABC):
@@ -69,11 +72,11 @@ class Dense(Contribution):
 
     @cached_property
     def highest(self) -> Tensor:
-        return self.values.amax(2)
+        return _over_channels(torch.amax, self.values)
 
     @cached_property
     def lowest(self) -> Tensor:
-        return self.values.amin(2)
+        return _over_channels(torch.amin, self.values)
 
     @cached_property
     def _scale(self) -> Tensor:
@@ -82,26 +85,67 @@ class Dense(Contribution):
         exponent = torch.frexp(largest).exponent.clamp(-126, 126)
         return torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), exponent), 1.0)
 
-    def _root(self, kept: Tensor) -> Tensor:
-        power = kept.square().sum(2)
+    def _positive(self) -> Tensor:
+        """Write the positive part of the values where it may be overwritten."""
+        return torch.clamp(self.values, min=0, out=scratch_like(self.values))
+
+    def _negative(self) -> Tensor:
+        return torch.clamp(self.values, max=0, out=scratch_like(self.values))
+
+    def _all(self) -> Tensor:
+        return scratch_like(self.values).copy_(self.values)
+
+    def _root(self, part: Callable[[], Tensor], power: Tensor) -> Tensor:
+        """Give the root of `power`, the summed squares of a part of the values, or of its scaled squares."""
         largest = power.flatten(1).amax(1)
         # Far from both ends of float32 an entry whose square vanishes is too small beside the largest to be seen in
         # the sum, so the scale would change no digit; it costs three passes over the values.
         if bool(((largest > _SAFE) & (largest < 1 / _SAFE)).all()):
-            return power.sqrt()
-        return (kept / self._scale).square().sum(2).sqrt() * self._scale.squeeze(1)
+            return power.sqrt_()
+        return part().div_(self._scale).square_().sum(2).sqrt_() * self._scale.squeeze(1)
 
     @cached_property
     def norm(self) -> Tensor:
-        return self._root(self.values)
+        return self._root(self._all, torch.mul(self.values, self.values, out=scratch_like(self.values)).sum(2))
 
     @cached_property
     def positive_norm(self) -> Tensor:
-        return self._root(self.values.clamp(min=0))
+        return self._root(self._positive, self._positive().square_().sum(2))
 
     @cached_property
     def negative_norm(self) -> Tensor:
-        return self._root(self.values.clamp(max=0))
+        return self._root(self._negative, self._negative().square_().sum(2))
+
+
+def _over_channels(join: Callable[..., Tensor], values: Tensor) -> Tensor:
+    """Reduce [B,G,C,h,w] to [B,G,h,w]; in two steps where the maps are small, which torch does far faster."""
+    if values.shape[2] % _SMALL == 0 and values.shape[3] * values.shape[4] < _SMALL**2:
+        return join(join(values.unflatten(2, (_SMALL, -1)), 2), 2)
+    return join(values, 2)
+
+
+class Product(Dense):
+    """A field of vectors g ⊙ x, two tensors [B,C,h,w]; they are multiplied anew, which costs less than to keep it."""
+
+    def __init__(self, left: Tensor, right: Tensor) -> None:
+        self.left, self.right = left, right
+
+    @property
+    def values(self) -> Tensor:  # type: ignore[override]
+        return (self.left * self.right).unsqueeze(1)
+
+    def _all(self) -> Tensor:
+        return torch.mul(self.left, self.right, out=scratch_like(self.left)).unsqueeze(1)
+
+    def _positive(self) -> Tensor:
+        return self._all().clamp_(min=0)
+
+    def _negative(self) -> Tensor:
+        return self._all().clamp_(max=0)
+
+    @cached_property
+    def total(self) -> Tensor:
+        return self._all().sum(2)
 
 
 class Weighted(Dense):

@@ -40,6 +40,11 @@ class Meta:
         if isinstance(self.lr, bool) or not isinstance(self.lr, (int, float)) or not 0 <= self.lr < math.inf:
             raise GradlightError(f"lr must be a finite number, zero or more, not {self.lr!r}; the paper uses 0.002.")
 
+    @property
+    def rate(self) -> float:
+        """The signed factor of the gradient: −lr to descend, +lr to ascend."""
+        return _SIGNS[self.direction] * self.lr
+
     def describe(self) -> dict[str, Any]:
         """Describe the step in JSON types."""
         return asdict(self)
@@ -56,7 +61,7 @@ def moved(objective: Objective, pixels: Tensor, target: Target, meta: Meta) -> I
         loss = objective.losses(objective.outputs(pixels.detach().clone()), [[target]]).sum()
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     with ExitStack() as undo:
-        _step(parameters, gradients, _SIGNS[meta.direction] * meta.lr, undo)
+        _step(parameters, gradients, meta.rate, undo)
         yield
 
 

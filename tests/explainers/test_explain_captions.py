@@ -150,9 +150,9 @@ def test_a_layers_own_weight_and_what_a_captioner_has_not(model: Captioner) -> N
     found = gl.explain(model, PIXELS, TEXT, methods="normgrad_real", layers="layer*.conv?")
     assert len(found.layers) == 4
     assert all(found["normgrad_real", layer].isfinite().all() for layer in found.layers)
-    with pytest.raises(GradlightError, match=r"cam was asked at 'layer1'.*Ask for grad_cam"):
+    with pytest.raises(GradlightError, match=r"cam was asked at 'layer[12]'.*Ask for grad_cam"):
         gl.explain(model, PIXELS, TEXT, methods="cam")
-    with pytest.raises(GradlightError, match="real contributions were asked at 'layer1'"):
+    with pytest.raises(GradlightError, match=r"real contributions were asked at 'layer[12]'"):
         gl.explain(model, PIXELS, TEXT, methods="normgrad_real")
 
 

@@ -1,0 +1,85 @@
+"""All statistics that the methods read of a tap in one pass over its values, compiled by torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..errors import GradlightError
+from .contributions import Dense
+from .tap import Tap
+
+__all__ = ["Statistics"]
+
+Wanted = tuple[tuple[str, str], ...]
+"""Pairs of a field of a tap and a statistic of it, such as ("gradient_field", "norm")."""
+
+_FIELDS = ("activation_field", "gradient_field", "product_field")
+# Shapes of taps for which torch may compile anew; its own bound of 8 is fewer than VGG's.
+_SHAPES = 64
+
+
+class Statistics:
+    """Compute the statistics of taps together; which ones the methods read is learnt from the first tap."""
+
+    def __init__(self) -> None:
+        self._wanted: Wanted | None = None
+        self._compiled: dict[Wanted, Callable[[Tensor, Tensor], list[Tensor]]] = {}
+
+    def fill(self, tap: Tap) -> None:
+        """Compute what the methods will read of a tap [B,C,h,w], as [B,1,h,w] each, as far as it is not there yet.
+
+        Raises GradlightError where torch cannot compile.
+        """
+        wanted = tuple((name, what) for name, what in self._wanted or () if what not in getattr(tap, name).__dict__)
+        if not wanted:
+            return
+        compute = self._compiled.setdefault(wanted, _compiled(wanted))
+        try:
+            with torch._dynamo.config.patch(recompile_limit=_SHAPES):
+                found = compute(tap.activation, tap.gradient)
+        except Exception as error:
+            raise GradlightError(
+                f"compile=True failed in torch.compile: {str(error).strip().splitlines()[0]} On the CPU it needs a C++"
+                " compiler, such as g++. Without compile=True the maps are the same, and take a little longer."
+            ) from error
+        for (name, what), values in zip(wanted, found, strict=True):
+            getattr(tap, name).__dict__[what] = values
+
+    def learn(self, tap: Tap) -> None:
+        """Note what the methods have read of a tap."""
+        if self._wanted is None:
+            self._wanted = tuple((name, what) for name in _FIELDS for what in _FORMULAS if what in _read(tap, name))
+
+
+def _read(tap: Tap, name: str) -> dict[str, object]:
+    field: Dense | None = tap.__dict__.get(name)
+    return {} if field is None else field.__dict__
+
+
+def _compiled(wanted: Wanted) -> Callable[[Tensor, Tensor], list[Tensor]]:
+    def compute(activation: Tensor, gradient: Tensor) -> list[Tensor]:
+        values = dict(zip(_FIELDS, (activation, gradient, gradient * activation), strict=True))
+        return [_FORMULAS[what](values[name]) for name, what in wanted]
+
+    compiled: Callable[[Tensor, Tensor], list[Tensor]] = torch.compile(compute, dynamic=False, fullgraph=True)
+    return compiled
+
+
+def _norm(values: Tensor) -> Tensor:
+    """Give the root of the summed squares, which may be too small or too large for float32, of [B,C,h,w]."""
+    largest = values.abs().amax((1, 2, 3), keepdim=True)
+    scale = torch.where(largest > 0, largest, 1.0)
+    return (values / scale).square().sum(1, keepdim=True).sqrt() * scale
+
+
+_FORMULAS: dict[str, Callable[[Tensor], Tensor]] = {
+    "total": lambda values: values.sum(1, keepdim=True),
+    "highest": lambda values: values.amax(1, keepdim=True),
+    "lowest": lambda values: values.amin(1, keepdim=True),
+    "norm": _norm,
+    "positive_norm": lambda values: _norm(values.clamp(min=0)),
+    "negative_norm": lambda values: _norm(values.clamp(max=0)),
+}

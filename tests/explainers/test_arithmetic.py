@@ -1,0 +1,194 @@
+"""Passes in bfloat16, statistics compiled, memory used over again: the same maps, as nearly as is promised."""
+
+from __future__ import annotations
+
+import shutil
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+import gradlight as gl
+from gradlight.explainers.capture import record
+from gradlight.explainers.methods import METHODS
+from gradlight.explainers.scratch import scratch_like
+from gradlight.explainers.statistics import Statistics
+from gradlight.explainers.tap import Tap
+from gradlight.models.preserve import preserved
+
+ANYWHERE = [name for name in METHODS if name not in ("cam", "normgrad_real")]
+GRID = [
+    f"{extract}+{aggregate}" for extract in ("bias", "scaling", "conv1x1", "conv3x3") for aggregate in ("max", "norm")
+]
+SCENES = [f"scenes:{seed}" for seed in range(20_000_000, 20_000_004)]
+
+needs_compiler = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler on the CPU"
+)
+
+
+class Layouts(nn.Module):
+    """A network that notes how its pixels lie in memory and in which precision it computes."""
+
+    def __init__(self, first: nn.Module) -> None:
+        super().__init__()
+        self.first, self.head = first, nn.Linear(4, 3)
+        self.seen: list[tuple[bool, torch.dtype]] = []
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        found = self.first(pixels)
+        last = pixels.is_contiguous(memory_format=torch.channels_last) and not pixels.is_contiguous()
+        self.seen.append((last, found.dtype))
+        logits: Tensor = self.head(torch.relu(found).mean((2, 3)))
+        return logits
+
+
+class Patches(nn.Module):
+    """Pixels to patches by a linear layer: no convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(3, 4)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.mix(pixels.movedim(1, -1)).movedim(-1, 1)
+
+
+def small() -> tuple[gl.models.classifiers.Classifier, Tensor]:
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18(num_classes=5).eval()
+    return gl.classifier(network), torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_compiled_statistics_give_the_same_maps() -> None:
+    model, pixels = small()
+    layers = ["relu", "layer1", "layer2", "layer3", "layer4", "layer2.0.conv1"]
+    asked = [*ANYWHERE, *GRID]
+    plain = gl.explain(model, pixels, [["top", 1]], methods=asked, layers=layers)
+    compiled = gl.explain(model, pixels, [["top", 1]], methods=asked, layers=layers, compile=True)
+    for pair in plain.pairs:
+        scale = float(plain[pair].abs().max())
+        assert torch.allclose(compiled[pair], plain[pair], atol=1e-5 * scale, rtol=1e-5), pair
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_layers_own_weight_and_image_by_image_compile_too() -> None:
+    model, _ = small()
+    pixels = torch.randn(2, 3, 320, 320, generator=torch.Generator().manual_seed(1))
+    asked, layers = ["normgrad", "normgrad_real"], ["conv1", "layer4.1.conv2"]
+    plain = gl.explain(model, pixels, methods=asked, layers=layers)
+    compiled = gl.explain(model, pixels, methods=asked, layers=layers, compile=True)
+    for pair in plain.pairs:
+        assert torch.allclose(compiled[pair], plain[pair], rtol=1e-4, atol=1e-5 * float(plain[pair].max())), pair
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_very_small_and_very_large_values_compile_too() -> None:
+    torch.manual_seed(0)
+    x, g = torch.randn(2, 8, 5, 5), torch.randn(2, 8, 5, 5) * torch.tensor([1e-25, 1e18]).view(2, 1, 1, 1)
+    layer = gl.models.base.Layer("a", 1, 8, (5, 5))
+    statistics, methods = Statistics(), [METHODS["normgrad"], METHODS["selective_normgrad"], METHODS["gradient"]]
+    first = Tap(layer, None, x, g, None)
+    plain = [method(first) for method in methods]
+    statistics.learn(first)
+    second = Tap(layer, None, x, g, None)
+    statistics.fill(second)
+    assert {"norm"} <= set(second.gradient_field.__dict__)
+    for method, expected in zip(methods, plain, strict=True):
+        assert torch.allclose(method(second), expected, rtol=1e-5, atol=0)
+
+
+def test_a_failing_compiler_is_told_of_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_compiler(*_: object, **__: object) -> object:
+        def run(*_: object) -> object:
+            raise RuntimeError("No working C++ compiler found\nand a long trace")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    model, pixels = small()
+    with pytest.raises(
+        gl.GradlightError, match=r"compile=True failed in torch.compile: No working C\+\+ compiler found"
+    ):
+        gl.explain(model, pixels, layers=["layer3", "layer4"], compile=True)
+
+
+def is_flat(values: Tensor) -> bool:
+    return float(values.max() - values.min()) <= 1e-5 * float(values.abs().max())
+
+
+def test_bfloat16_maps_order_the_places_as_float32_maps_do() -> None:
+    model = gl.classifier("scenes")
+    plain = gl.explain(model, SCENES, methods=ANYWHERE)
+    short = gl.explain(model, SCENES, methods=ANYWHERE, precision="bf16")
+    for pair in plain.pairs:
+        assert short[pair].dtype == torch.float32
+        both = zip(plain[pair].flatten(2)[:, 0], short[pair].flatten(2)[:, 0], strict=True)
+        found = [spearmanr(before, after).statistic for before, after in both if not is_flat(before)]
+        # Sums of both signs cancel, and what is left is less exact.
+        least = 0.98 if pair[0] in ("gradient", "normgrad", "selective_normgrad") else 0.9
+        assert not found or sum(found) / len(found) >= least, pair
+
+
+@pytest.mark.parametrize(("first", "last"), [(nn.Conv2d(3, 4, 3), True), (Patches(), False)])
+def test_only_convolutions_get_their_channels_last(first: nn.Module, last: bool) -> None:
+    network = Layouts(first)
+    model, pixels = gl.classifier(network), torch.randn(2, 3, 8, 8)
+    gl.explain(model, pixels, 0, layers="input")
+    assert network.seen[-1] == (False, torch.float32)
+    gl.explain(model, pixels, 0, layers="input", precision="bf16")
+    assert network.seen[-1] == (last, torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        gl.explain(model, pixels, 0, layers="input", precision="float32")
+    assert network.seen[-1] == (False, torch.float32)
+
+
+def test_precisions_do_not_share_a_cache(tmp_path: Path) -> None:
+    model, pixels = small()
+    plain = gl.explain(model, pixels, layers="layer2", cache=tmp_path)
+    short = gl.explain(model, pixels, layers="layer2", cache=tmp_path, precision="bf16")
+    assert not torch.equal(plain["selective_normgrad", "layer2"], short["selective_normgrad", "layer2"])
+    again = gl.explain(model, pixels, layers="layer2", cache=tmp_path)
+    assert torch.equal(plain["selective_normgrad", "layer2"], again["selective_normgrad", "layer2"])
+
+
+def test_another_precision_is_refused() -> None:
+    model, pixels = small()
+    with pytest.raises(gl.GradlightError, match=r"not 'bf61'\. Did you mean 'bf16'"):
+        gl.explain(model, pixels, precision="bf61")
+
+
+def test_working_memory_is_used_over_and_over() -> None:
+    first = torch.randn(2, 3, 4, 5)
+    place = scratch_like(first).data_ptr()
+    assert scratch_like(first[:1]).data_ptr() == place
+    last = first.contiguous(memory_format=torch.channels_last)
+    assert scratch_like(last).stride() == last.stride()
+    assert scratch_like(last).data_ptr() == place
+    assert scratch_like(first.double()).dtype == torch.float64
+    assert scratch_like(first[:, :, ::2]).data_ptr() != place
+    assert scratch_like(torch.empty(2**23)).data_ptr() != place
+
+
+def test_a_gradient_is_dropped_as_soon_as_it_was_seen() -> None:
+    model, pixels = small()
+    layers = [layer for layer in model.layers((64, 64)) if layer.name.startswith("layer") and "." not in layer.name]
+    alive: list[weakref.ref[Tensor]] = []
+    counts: list[int] = []
+
+    def see(tap: Tap) -> None:
+        alive.append(weakref.ref(tap.gradient))
+        counts.append(sum(each() is not None for each in alive))
+
+    with preserved(model.network):
+        recording = record(model.objective(0), pixels, layers)
+        recording.visit(0, see)
+    assert counts == [1, 1, 1, 1]
