@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from ..errors import GradlightError, nearest
+from ..models.base import Layer
 from .aggregation import AGGREGATES, positive_total, total
-from .capture import Tap
+from .baselines import BASELINES, Baseline
 from .contributions import Contribution
 from .extraction import EXTRACTS, Extract, averaged_scaling, class_weights
+from .tap import Tap
 
-__all__ = ["METHODS", "Method", "MethodLike", "method", "methods_of"]
+__all__ = ["METHODS", "AnyMethod", "Method", "MethodLike", "method", "methods_of"]
 
 Aggregate = Callable[[Contribution], Tensor]
 
@@ -43,6 +45,10 @@ class Method:
         if "/" in self.name:
             raise GradlightError(f"A method's name is a folder in its file; {self.name!r} must not hold '/'.")
 
+    def places(self, asked: Sequence[Layer]) -> Sequence[Layer]:
+        """Make a map at each layer that is asked for."""
+        return asked
+
     def __call__(self, tap: Tap) -> Tensor:
         """Make the map [B,h,w] of a tap."""
         extract = EXTRACTS[self.extract] if isinstance(self.extract, str) else self.extract
@@ -50,7 +56,10 @@ class Method:
         return aggregate(extract(tap))
 
 
-MethodLike = str | Method
+AnyMethod = Method | Baseline
+"""What makes maps of a tap, or in another way of its own."""
+
+MethodLike = str | Method | Baseline
 
 METHODS: dict[str, Method] = {
     made.name: made
@@ -74,29 +83,31 @@ of g, ReLU last (Captum leaves the ReLU out). cam: Σ_k w_k x_k, without a ReLU,
 """
 
 
-def method(asked: MethodLike) -> Method:
-    """Find a method by its published name, or make it of "EXTRACT+AGGREGATE"; a Method is itself.
+def method(asked: MethodLike) -> AnyMethod:
+    """Find a method or a baseline by its name, or make one of "EXTRACT+AGGREGATE"; a Method or Baseline is itself.
 
     Raises GradlightError with the nearest names.
     """
-    if isinstance(asked, Method):
+    if isinstance(asked, Method | Baseline):
         return asked
     if asked in METHODS:
         return METHODS[asked]
+    if asked in BASELINES:
+        return BASELINES[asked]
     extract, plus, aggregate = str(asked).partition("+")
     if plus:
         return Method(extract.strip(), aggregate.strip())
     raise GradlightError(
-        f"No method is called {asked!r}.{nearest(str(asked), METHODS)} Known: {', '.join(METHODS)}; or any pair such as"
-        " 'conv3x3+norm'."
+        f"No method is called {asked!r}.{nearest(str(asked), [*METHODS, *BASELINES])} Known: {', '.join(METHODS)}; the"
+        f" baselines {', '.join(BASELINES)}; or any pair such as 'conv3x3+norm'."
     )
 
 
-def methods_of(asked: MethodLike | Iterable[MethodLike]) -> list[Method]:
+def methods_of(asked: MethodLike | Iterable[MethodLike]) -> list[AnyMethod]:
     """Make a list of one method or several, each once. Raises GradlightError for none or an unknown one."""
-    if not isinstance(asked, Iterable | Method):
+    if not isinstance(asked, Iterable | Method | Baseline):
         raise GradlightError(f"{asked!r} is no method, nor a list of them. Known: {', '.join(METHODS)}.")
-    several = [asked] if isinstance(asked, str | Method) else list(asked)
+    several = [asked] if isinstance(asked, str | Method | Baseline) else list(asked)
     if not several:
         raise GradlightError(f"No method was asked for. Known: {', '.join(METHODS)}.")
     return list({found.name: found for found in map(method, several)}.values())

@@ -13,6 +13,7 @@ from .data.reader import MapsFile, open_maps
 from .data.verify import verify
 from .errors import GradlightError, nearest
 from .explainers.aggregation import AGGREGATES
+from .explainers.baselines import BASELINES
 from .explainers.extraction import EXTRACTS
 from .explainers.methods import METHODS
 from .opening import Source, open_model
@@ -59,6 +60,7 @@ def list_methods() -> None:
     table(["method", "extract", "aggregate"], rows)
     print(f"\nAny pair EXTRACT+AGGREGATE is a method too, such as conv3x3+norm.\nextract:   {', '.join(EXTRACTS)}")
     print(f"aggregate: {', '.join(AGGREGATES)}")
+    print(f"\nBaselines, from their own papers: {', '.join(BASELINES)}.")
 
 
 def _part(part: Any) -> str:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..errors import GradlightError
-from ..explainers.capture import Tap
 from ..explainers.maps import SaliencyMaps
-from ..explainers.methods import Method
+from ..explainers.methods import AnyMethod, Method
+from ..explainers.tap import Tap
 
 __all__ = ["Refusals", "Stopped", "Watch", "Worker", "allowed", "watched"]
 
@@ -123,7 +123,7 @@ class _Watched(Method):
 Refusals = dict[tuple[str, str], GradlightError]
 
 
-def watched(asked: Sequence[Method], layers: int, watch: Watch) -> tuple[list[Method], Refusals]:
+def watched(asked: Sequence[AnyMethod], layers: int, watch: Watch) -> tuple[list[AnyMethod], Refusals]:
     """Give the methods such that the watch is told of every map, at `layers` layers each, and can end the work.
 
     Also the refusals, by method and layer, as they come up: some methods are defined at some layers only. Methods of

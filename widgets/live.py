@@ -16,7 +16,7 @@ from ..models import targets as classes
 from ..models.base import Explainable, Photo, as_list
 from ..models.captioner.caption import Caption, Phrase
 from ..models.captioner.captioner import Captioner
-from ..models.captioner.targets import CaptionTarget, parse
+from ..models.captioner.targets import CaptionTarget
 from ..models.classifiers import Classifier
 from ..models.objective import Target
 from .choices import Choice, bracketed, choices_of, class_keys
@@ -48,9 +48,11 @@ class Live(Source):
         self.model, self.images, self._photo = model, images, photos[0]
         self.title = model.name
         size = (pixels.shape[2], pixels.shape[3])
-        self._layers = choose_layers(model, layers, size)
-        self.layers = [layer.name for layer in self._layers]
         given = methods_of(METHODS_SHOWN if methods is None else methods)
+        asked = choose_layers(model, layers, size)
+        places = {layer.name: layer for method in given for layer in method.places(asked)}
+        self._layers = sorted(places.values(), key=lambda layer: layer.depth)
+        self.layers = [layer.name for layer in self._layers]
         self.given = [method.name for method in given]
         self._methods = {**{method.name: method for method in given}, **METHODS}
         self.methods = list(self._methods)
@@ -78,6 +80,12 @@ class Live(Source):
     def admit(self, method: str) -> None:
         """Offer another method; raises GradlightError for one that does not exist."""
         found = methods_of(method)[0]
+        missing = [layer.name for layer in found.places(self._layers) if layer.name not in self.layers]
+        if missing:
+            raise GradlightError(
+                f"{found.name} makes maps at {missing[0]!r}, which this viewer does not show. Open one with"
+                f" methods={found.name!r}."
+            )
         if found.name not in self._methods:
             self._methods[found.name] = found
             self.methods.append(found.name)
@@ -206,7 +214,7 @@ class Captioned(Live):
         """Bring a sentence, with brackets around some words or without, to the words that the captioner knows."""
         if " ".join(self.sentence(image, asked)) in self._captions:
             return " ".join(asked.split())
-        found = parse(asked, self.model.vocabulary, self.model.unk)[0][0]
+        found = self.model.objective(asked).asked[0][0]
         if found.tokens is None:
             raise GradlightError(f'{asked!r} is only a part of a caption. Write the whole of it: "a [red star] above".')
         words = self.model.vocabulary.decode(found.tokens)
