@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..data.layer_weights import KINDS, find, published
 from ..errors import GradlightError, GradlightWarning, nearest
 
 __all__ = [
     "LayerWeights",
+    "are_flat",
     "check_how",
+    "check_weights",
     "combination_name",
     "combine",
     "is_combination",
@@ -26,7 +31,7 @@ LayerWeights = str | Mapping[str, float]
 
 _HOW = ("product", "sum")
 _KNOWN = ("uniform", "linear")
-_MEASURED = ("spread", "accuracy")
+_UNKNOWN_MODEL: Mapping[str, Any] = MappingProxyType({})
 
 
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -36,9 +41,7 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 def normalised(maps: Tensor) -> Tensor:
     """Bring each map of [...,h,w] to 0…1 by its own least and largest value; a flat one to zeros, with a warning."""
-    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
-    # Interpolating a constant leaves rounding noise. It is not a map, and a small power of it would be large.
-    noise = 8 * torch.finfo(maps.dtype).eps * torch.maximum(low.abs(), high.abs())
+    low, high, noise = _range(maps)
     flat = high - low <= noise
     if bool(flat.any()):
         warnings.warn(
@@ -48,6 +51,19 @@ def normalised(maps: Tensor) -> Tensor:
         )
     above = torch.where(maps - low <= noise, 0.0, maps - low)
     return torch.where(flat, 0.0, above / torch.where(flat, 1.0, high - low))
+
+
+def are_flat(maps: Tensor) -> Tensor:
+    """Tell which maps of [...,h,w] have the same value everywhere, up to rounding: [...]."""
+    low, high, noise = _range(maps)
+    return (high - low <= noise)[..., 0, 0]
+
+
+def _range(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Give the least and the largest value of each map, and how far apart rounding alone may bring them [...,1,1]."""
+    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+    # Interpolating a constant leaves rounding noise. It is not a map, and a small power of it would be large.
+    return low, high, 8 * torch.finfo(maps.dtype).eps * torch.maximum(low.abs(), high.abs())
 
 
 def check_how(how: str) -> None:
@@ -66,28 +82,62 @@ def is_combination(layer: str) -> bool:
     return layer.startswith(tuple(f"{how}(" for how in _HOW))
 
 
-def layer_weights(weights: LayerWeights, layers: Sequence[str]) -> list[float]:
+def check_weights(weights: LayerWeights) -> None:
+    """Refuse a name of layer weights that means nothing; whether measured ones are at hand is another question."""
+    if isinstance(weights, str) and weights not in _KNOWN + KINDS:
+        raise GradlightError(
+            f"No layer weights are called {weights!r}.{nearest(weights, _KNOWN + KINDS)}"
+            " Known: uniform, linear, spread, accuracy, or a mapping of layer to weight."
+        )
+
+
+def layer_weights(
+    weights: LayerWeights,
+    layers: Sequence[str],
+    model: Mapping[str, Any] = _UNKNOWN_MODEL,
+    weights_sha256: str = "",
+) -> list[float]:
     """Give each layer, shallowest first, its weight, divided by their sum.
 
-    weights: "uniform" (1/J), "linear" (j/J for j = 1…J), or {layer: weight}. Raises GradlightError for an unknown
-    name, for measured weights that are not at hand, and for a mapping that does not fit the layers.
+    weights: "uniform" (1/J), "linear" (j/J for j = 1…J), {layer: weight}; or "spread" or "accuracy", those measured on
+    the network with this checksum, else those published for it. model: as `Explainable.describe` tells it. Raises
+    GradlightError for an unknown name, for measured weights that are not at hand, and for weights that do not fit the
+    layers.
     """
-    count = len(layers)
-    if isinstance(weights, str):
-        if weights in _MEASURED:
-            raise GradlightError(
-                f"weights={weights!r} must be measured on a data set for this network, and none are at hand. Give them"
-                " as a mapping of layer to weight, or use 'linear' or 'uniform'."
-            )
-        if weights not in _KNOWN:
-            raise GradlightError(
-                f"No layer weights are called {weights!r}.{nearest(weights, _KNOWN + _MEASURED)}"
-                " Known: uniform, linear, spread, accuracy, or a mapping of layer to weight."
-            )
-        raw = [1.0 if weights == "uniform" else float(j) for j in range(1, count + 1)]
-    else:
+    check_weights(weights)
+    if not isinstance(weights, str):
         raw = _given(weights, layers)
+    elif weights in KINDS:
+        raw = _given(_known(weights, layers, model, weights_sha256), layers)
+    else:
+        raw = [1.0 if weights == "uniform" else float(j) for j in range(1, len(layers) + 1)]
     return [weight / sum(raw) for weight in raw]
+
+
+def _known(kind: str, layers: Sequence[str], model: Mapping[str, Any], weights_sha256: str) -> dict[str, float]:
+    """Find the weights of layers that were measured or published."""
+    measured = find(weights_sha256)
+    found = {} if measured is None else measured.weights(kind)
+    missing = [layer for layer in layers if layer not in found]
+    if not missing:
+        return {layer: found[layer] for layer in layers}
+    name = str(model.get("name", "M"))
+    command = f"`gradlight evaluate layer_weights --model {name} --data D --layers {','.join(layers)}`"
+    paper = published(kind, model, layers)
+    if paper is not None:
+        if not paper.same_network:
+            warnings.warn(
+                f"weights={kind!r} are those published for ImageNet's {paper.architecture}, which had other weights"
+                f" than {name}. Measure its own: {command}.",
+                GradlightWarning,
+                stacklevel=4,
+            )
+        return dict(paper.layers)
+    at_hand = f"were, but not at {', '.join(missing)}" if found else "none are at hand"
+    raise GradlightError(
+        f"weights={kind!r} must be measured on a data set for this network, and {at_hand}. Measure them with {command},"
+        " give a mapping of layer to weight, or use 'linear' or 'uniform'."
+    )
 
 
 def _given(weights: Mapping[str, float], layers: Sequence[str]) -> list[float]:

@@ -213,19 +213,29 @@ class SaliencyMaps(Dataset[Sample]):
         """Combine all layers of each method into the one layer "HOW(WEIGHTS)", maps [B,K,H,W] (paper, section 4.2).
 
         Each layer's maps are upsampled to the pixels' size and brought to 0…1 per image; a flat one becomes zeros,
-        with a warning. weights: "uniform", "linear" (j/J from shallow to deep), or {layer: weight}; divided by their
-        sum. how: "product" (Π m_j^γ_j) or "sum" (Σ γ_j m_j).
+        with a warning. weights: "uniform", "linear" (j/J from shallow to deep), "spread" or "accuracy" (as measured by
+        `gradlight evaluate layer_weights` on the network, or published for it), or {layer: weight}; divided by their
+        sum. how: "product" (Π m_j^γ_j) or "sum" (Σ γ_j m_j). A method with maps at one layer only, beside others with
+        several, is left out.
         """
         check_how(how)
-        layers = [name for name in self.layers if not is_combination(name)]
-        shares = layer_weights(weights, layers)
         name = combination_name(how, weights)
-        made = {
-            (asked, name): combine([_upsampled(self._maps[asked, layer], self.size) for layer in layers], shares, how)
-            for asked in self.methods
-        }
+        made = {}
+        for asked, layers in self._combined().items():
+            shares = layer_weights(weights, layers, self.origin.model, self.origin.weights_sha256)
+            maps = [_upsampled(self._maps[asked, layer], self.size) for layer in layers]
+            made[asked, name] = combine(maps, shares, how)
         depth = max(layer.depth for layer in self.about.values()) + 1
         return self._with(made, {name: MapLayer(depth, (1.0, 1.0))})
+
+    def _combined(self) -> dict[str, list[str]]:
+        """List the methods that have layers to combine, with these layers."""
+        own = {
+            asked: [layer for method, layer in self.pairs if method == asked and not is_combination(layer)]
+            for asked in self.methods
+        }
+        most = max(map(len, own.values()), default=0)
+        return {asked: layers for asked, layers in own.items() if len(layers) > 1 or len(layers) == most > 0}
 
     def joined(self, other: SaliencyMaps) -> SaliencyMaps:
         """Put the maps of another result beside these.
