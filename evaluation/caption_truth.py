@@ -12,8 +12,10 @@ from ..data.sentences import is_true
 from ..errors import GradlightError
 from ..models.captioner import Captioner
 from ..models.captioner.bleu import bleu
+from .result import Result
+from .tables import Table
 
-__all__ = ["CaptionTruth", "caption_truth"]
+__all__ = ["CaptionTruth", "caption_truth", "told"]
 
 _TOGETHER = 64
 
@@ -57,3 +59,11 @@ def caption_truth(
                     false.append((scene.seed, caption.text))
             bar.update(len(drawn))
     return CaptionTruth(len(said), len(said) - len(false), bleu(written, said), tuple(false[:20]))
+
+
+def told(found: CaptionTruth) -> Result:
+    """Tell what came out as figures and a table, with the first of the false captions."""
+    figures = {"scenes": found.count, "true": found.share, **found.bleu}
+    notes = [f"False: scene {seed}: {text}" for seed, text in found.false[:5]]
+    table = Table("Captions of held-out scenes", list(figures), [list(figures.values())], notes)
+    return Result("caption_truth", figures, [table])

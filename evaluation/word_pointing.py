@@ -8,24 +8,25 @@ against that object's mask: on it, or within the tolerance of the pointing game 
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data import scenes
 from ..data.sentences import objects_of
-from ..errors import GradlightError, GradlightWarning
+from ..errors import GradlightError
 from ..explainers.explain import explain
 from ..explainers.maps import SaliencyMaps
 from ..models.base import Explainable
 from ..models.captioner import Captioner
+from .combined import COMBINATIONS, with_combinations
+from .pointing_rule import distance, largest
+from .result import Result
+from .samples import Mask
+from .tables import Cell, Table
 
 __all__ = [
     "COMBINATIONS",
@@ -36,15 +37,14 @@ __all__ = [
     "first_captions",
     "own_captions",
     "questions",
+    "told",
     "word_pointing",
 ]
 
-COMBINATIONS = (("uniform", "sum"), ("uniform", "product"), ("linear", "sum"), ("linear", "product"))
 TOLERANCE = 15 / 224
 """Of the shorter side of the image."""
 
 _TOGETHER = 16
-Mask = npt.NDArray[np.bool_]
 Speaker = Callable[[Sequence[scenes.Scene]], Sequence[Sequence[str]]]
 """Give the words of a caption of each scene."""
 
@@ -94,12 +94,6 @@ def questions(seeds: Sequence[int], size: int, speaker: Speaker = first_captions
                 yield Question(scene, tuple(texts), tuple(thing.mask for thing in things.values()))
 
 
-def distance(mask: Mask, row: float, column: float) -> float:
-    """Give the distance of a place from the nearest pixel of a mask, in pixels; 0 on the mask."""
-    rows, columns = np.nonzero(mask)
-    return float(np.sqrt(((rows - row) ** 2 + (columns - column) ** 2).min()))
-
-
 def word_pointing(
     model: Explainable,
     seeds: Sequence[int],
@@ -129,13 +123,41 @@ def word_pointing(
                 layers=layers,
                 batch_size=_TOGETHER,
             )
-            _count(found, _combined(maps), group)
+            _count(found, with_combinations(maps), group)
             _count_points(found, group, lambda: (size // 2, size // 2), "centre")
             _count_points(found, group, lambda: tuple(random.integers(0, size, 2)), "random")
             bar.update(len(group))
     if not found:
         raise GradlightError(f"None of the captions of {len(seeds)} scenes is true, so there is no word to point at.")
     return dict(found)
+
+
+def told(found: Mapping[tuple[str, str], Hits], scenes: int) -> Result:
+    """Tell the hits of a game as shares, 0…1, and as a table of layers and methods; scenes: how many were played with.
+
+    near: within the tolerance; exact: on the object. The best is in bold.
+    """
+    shares = {key: {"near": hits.near / hits.asked, "exact": hits.exact / hits.asked} for key, hits in found.items()}
+    played = [key for key in shares if key[0] != "baseline"]
+    methods, layers = (list(dict.fromkeys(key[side] for key in played)) for side in (0, 1))
+    best = max(played, key=lambda key: (shares[key]["near"], shares[key]["exact"]))
+    rows: list[list[Cell]] = [
+        [layer, *(_cell(shares.get((method, layer)), (method, layer) == best) for method in methods)]
+        for layer in layers
+    ]
+    words = max(hits.asked for hits in found.values())
+    points = ", ".join(f"{name}: {_cell(row)}" for (kind, name), row in shares.items() if kind == "baseline")
+    note = f"{words} words of its true captions of {scenes} scenes. With no map: {points}."
+    table = Table("Word pointing", ["within 15 px (on the object)", *methods], rows, [note])
+    figures = {"words": words, "hits": {" / ".join(key): row for key, row in shares.items()}}
+    return Result("word_pointing", figures, [table])
+
+
+def _cell(share: Mapping[str, float] | None, best: bool = False) -> str | None:
+    if share is None:
+        return None
+    near = f"{share['near']:.1%}"
+    return f"{f'**{near}**' if best else near} ({share['exact']:.1%})"
 
 
 def _groups(asked: Iterator[Question]) -> Iterator[list[Question]]:
@@ -149,19 +171,9 @@ def _groups(asked: Iterator[Question]) -> Iterator[list[Question]]:
     yield from waiting.values()
 
 
-def _combined(maps: SaliencyMaps) -> SaliencyMaps:
-    joined = maps
-    with warnings.catch_warnings():
-        # Grad-CAM has flat maps (nothing speaks for the word), and so they play: as zeros.
-        warnings.simplefilter("ignore", GradlightWarning)
-        for weights, how in COMBINATIONS:
-            joined = joined.joined(maps.combine(weights=weights, how=how))
-    return joined
-
-
 def _count(found: dict[tuple[str, str], Hits], maps: SaliencyMaps, group: Sequence[Question]) -> None:
     for method, layer in maps.pairs:
-        places = _largest(maps.upsampled(method, layer))
+        places = largest(maps.upsampled(method, layer))
         for question, row, photo in zip(group, places, maps.images, strict=True):
             row = (photo.view.to_photo(row.flip(1) + 0.5).flip(1)).floor().tolist()
             for mask, place in zip(question.masks, row, strict=True):
@@ -177,9 +189,3 @@ def _count_points(
 
 def _add(hits: Hits, mask: Mask, place: Sequence[float]) -> None:
     hits.add(distance(mask, place[0], place[1]), TOLERANCE * min(mask.shape))
-
-
-def _largest(maps: Tensor) -> Tensor:
-    """Give (row, column) of the largest value of maps [B,K,H,W]: [B,K,2]; the first of equals."""
-    flat = maps.flatten(2).argmax(2)
-    return torch.stack([flat // maps.shape[3], flat % maps.shape[3]], 2)
