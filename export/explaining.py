@@ -13,6 +13,7 @@ from PIL import Image
 from ..data.store import StoredMaps
 from ..errors import GradlightError
 from ..explainers.archive import to_stored
+from ..explainers.arithmetic import Arithmetic
 from ..explainers.batch import Job
 from ..explainers.choice import choose_layers
 from ..explainers.explain import assembled, origin_of
@@ -53,8 +54,8 @@ class BatchExplainer:
     def empty(self) -> StoredMaps:
         """Give what a file of no images at all keeps."""
         job, size = self._job(self.model.size), self.model.size
-        maps = {(m.name, at.name): torch.zeros(0, *at.size) for m in job.methods for at in job.layers}
-        about = {at.name: MapLayer(at.depth, at.stride) for at in job.layers}
+        maps = {pair: torch.zeros(0, *at.size) for pair, at in job.places.items()}
+        about = {at.name: MapLayer(at.depth, at.stride) for at in job.places.values()}
         return self._stored(SaliencyMaps(maps, about, [], [], size, self._made_by()))
 
     def _explained(self, group: list[Loaded], failures: list[tuple[str, str]]) -> list[StoredMaps]:
@@ -87,13 +88,15 @@ class BatchExplainer:
     def _job(self, size: tuple[int, int]) -> Job:
         if size not in self._jobs:
             layers = choose_layers(self.model, list(self.settings.layers), size)
-            self._jobs[size] = Job(layers, methods_of(self.settings.methods), self.settings.meta)
+            arithmetic = Arithmetic(self.settings.precision)
+            self._jobs[size] = Job(layers, methods_of(self.settings.methods), self.settings.meta, arithmetic)
         return self._jobs[size]
 
     def _made_by(self) -> Origin:
         """Describe the origin once, by what is asked of images without targets of their own."""
         if self._origin is None:
-            self._origin = origin_of(self.model, self._objective([self.settings.target]), self.settings.meta)
+            objective = self._objective([self.settings.target])
+            self._origin = origin_of(self.model, objective, self.settings.meta, precision=self.settings.precision)
         return self._origin
 
     def _stored(self, maps: SaliencyMaps) -> StoredMaps:

@@ -12,8 +12,9 @@ from typing import Any
 from ..data.compression import options
 from ..data.schema import MAP_DTYPES
 from ..errors import GradlightError, nearest
+from ..explainers.arithmetic import Arithmetic
 from ..explainers.choice import choose_layers
-from ..explainers.combination import check_how, layer_weights
+from ..explainers.combination import check_how, check_weights
 from ..explainers.meta import Meta
 from ..explainers.methods import methods_of
 from ..models.base import Explainable
@@ -32,6 +33,7 @@ class Settings:
     target: for images that have none of their own; None is what the network itself says. words: one map for each word
     of a caption. combine: (how, weights), kept beside the layers that it combines. size: (height, width) that every map
     is brought to; None keeps each layer's own grid. dtype: "float32" or "float16". compression: as in `data.store`.
+    precision: of the network's passes, as in `explain`.
     """
 
     target: tuple[str | int, ...] | None = None
@@ -44,9 +46,11 @@ class Settings:
     size: tuple[int, int] | None = None
     dtype: str = "float32"
     compression: str = "gzip"
+    precision: str | None = None
 
     def __post_init__(self) -> None:
         methods_of(self.methods)
+        Arithmetic(self.precision)
         options(self.compression)
         known = [str(dtype) for dtype in MAP_DTYPES]
         if self.dtype not in known:
@@ -55,7 +59,7 @@ class Settings:
             )
         if self.combine is not None:
             check_how(self.combine[0])
-            layer_weights(self.combine[1], ["layer"])
+            check_weights(self.combine[1])
         if self.batch_size < 1:
             raise GradlightError(f"batch_size must be at least 1, not {self.batch_size}.")
         if self.size is not None and not all(1 <= side <= 4096 for side in self.size):

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from . import __version__, cli_batch
+from . import __version__, cli_batch, cli_evaluate
 from .cli_options import (
     BatchSize,
     Captioner,
@@ -21,6 +21,7 @@ from .cli_options import (
     MetaStep,
     Methods,
     Model,
+    Precision,
     Pretrained,
     Target,
     Words,
@@ -106,12 +107,13 @@ def explain(
     device: Device = None,
     batch_size: BatchSize = None,
     words: Words = False,
+    precision: Precision = None,
 ) -> None:
     """Explain what a network says of photos, as a picture (.png) or as maps (.h5)."""
     from .commands import Asked, explain_images
     from .opening import Source
 
-    asked = Asked(target, methods, layers, combine, meta, batch_size, words)
+    asked = Asked(target, methods, layers, combine, meta, batch_size, words, precision)
     source = Source(model, checkpoint, pretrained, labels, device, encoder)
     raise typer.Exit(explain_images(images, output, source, asked))
 
@@ -148,23 +150,6 @@ def convert(
     from .captioning import convert
 
     convert(source, folder)
-
-
-@app.command()
-def evaluate(
-    experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="caption_truth or word_pointing.")],
-    model: Captioner = "scenes",
-    count: Annotated[int, typer.Option(min=1, help="Held-out scenes.")] = 1000,
-    methods: Methods = "selective_normgrad,normgrad,linear_approx,grad_cam,gradient",
-    layers: Layers = "stages",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the figures as JSON.")] = None,
-    device: Device = None,
-) -> None:
-    """Measure how good captions and maps are, on scenes whose truth is known."""
-    from .experiments import Options, evaluate
-    from .opening import Source
-
-    evaluate(experiment, Source(model, device=device), Options(count, methods, layers), output)
 
 
 @app.command()
@@ -234,3 +219,4 @@ def train(
 
 
 cli_batch.add_to(app)
+cli_evaluate.add_to(app)

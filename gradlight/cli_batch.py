@@ -18,6 +18,7 @@ from .cli_options import (
     MetaStep,
     Methods,
     Model,
+    Precision,
     Pretrained,
     Target,
     Words,
@@ -70,6 +71,7 @@ def export(
     encoder: Encoder = None,
     device: Device = None,
     batch_size: BatchSize = None,
+    precision: Precision = None,
 ) -> None:
     """Explain a whole data set into one HDF5 file; after any stop, --resume goes on."""
     from .commands import Asked
@@ -78,7 +80,7 @@ def export(
     from .opening import Source
 
     found = Source(model, checkpoint, pretrained, labels, device, encoder)
-    asked = Asked(target, methods, layers, combine, meta, batch_size, words)
+    asked = Asked(target, methods, layers, combine, meta, batch_size, words, precision)
     manner = Manner(resume, overwrite, copy, readers, shard_size)
     job = Job(source, annotations, split, kind, output, size, dtype, compression)
     raise typer.Exit(run(job, found, asked, Ways(manner, workers, engine, address, gpus, log)))

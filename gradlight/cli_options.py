@@ -19,6 +19,7 @@ __all__ = [
     "MetaStep",
     "Methods",
     "Model",
+    "Precision",
     "Pretrained",
     "Target",
     "Words",
@@ -49,4 +50,5 @@ Layers = Annotated[str, typer.Option(help='"stages", "all", "input", names or gl
 Combine = Annotated[str | None, typer.Option(help="Combine the layers: HOW:WEIGHTS, such as product:linear.")]
 MetaStep = Annotated[str | None, typer.Option("--meta", help="Meta-saliency: LR, descent:LR or ascent:LR.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Images per pass, 8 unless given.")]
+Precision = Annotated[str | None, typer.Option(help="Of the network's passes: bf16, about twice as fast, or float32.")]
 Words = Annotated[bool, typer.Option("--words", help="One map for each word of the caption.")]

@@ -10,7 +10,8 @@ from .console import interactive
 from .data.store import destination
 from .errors import GradlightError
 from .explainers.archive import save
-from .explainers.combination import check_how, layer_weights
+from .explainers.arithmetic import Arithmetic
+from .explainers.combination import check_how, check_weights
 from .explainers.explain import explain
 from .explainers.maps import SaliencyMaps
 from .explainers.meta import Meta
@@ -34,6 +35,7 @@ class Asked:
     meta: str | None
     batch_size: int | None
     words: bool = False
+    precision: str | None = None
 
 
 def explain_images(images: list[Path], outputs: list[Path], source: Source, asked: Asked) -> int:
@@ -50,6 +52,7 @@ def explain_images(images: list[Path], outputs: list[Path], source: Source, aske
             raise GradlightError(f"{output}: the folder {output.absolute().parent} does not exist. Create it first.")
     parse_meta(asked.meta)
     parse_combine(asked.combine)
+    Arithmetic(asked.precision)
     good, failures = readable(images)
     model = open_model(source, asked.words)
     groups = [[path] for path in good] if asked.words else [good]
@@ -72,6 +75,7 @@ def _explained(model: Explainable, images: list[Path], asked: Asked) -> Saliency
         meta=parse_meta(asked.meta),
         batch_size=asked.batch_size,
         progress=interactive(),
+        precision=asked.precision,
     )
     combine = parse_combine(asked.combine)
     return maps.joined(maps.combine(how=combine[0], weights=combine[1])) if combine else maps
@@ -138,5 +142,5 @@ def parse_combine(text: str | None) -> tuple[str, str] | None:
         return None
     how, _, weights = text.partition(":")
     check_how(how)
-    layer_weights(weights or "linear", ["layer"])
+    check_weights(weights or "linear")
     return how, weights or "linear"

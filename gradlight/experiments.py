@@ -1,96 +1,351 @@
-"""What `evaluate` does: an experiment, its table on standard output, its figures as JSON."""
+"""What `evaluate` does: an experiment, its tables on standard output or in a file, or a folder that it goes on with."""
 
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from .commands import listed
-from .console import interactive
+from . import __version__
+from .commands import listed, parse_meta
+from .console import interactive, notice
+from .data.files import replace_file
 from .data.scenes import HELD_OUT
 from .errors import GradlightError, nearest
+from .evaluation import word_pointing as words
 from .evaluation.caption_truth import caption_truth
-from .evaluation.word_pointing import own_captions, word_pointing
-from .opening import Source, open_captioner
+from .evaluation.caption_truth import told as captions_told
+from .evaluation.class_sensitivity import class_sensitivity
+from .evaluation.deletion_insertion import deletion_insertion
+from .evaluation.identity_trick import identity_trick
+from .evaluation.layer_weights import layer_weights
+from .evaluation.ledger import Ledger
+from .evaluation.meta_analysis import meta_analysis
+from .evaluation.pointing_game import player, pointing_game
+from .evaluation.pointing_rule import TOLERANCE
+from .evaluation.report import Experiment, paper
+from .evaluation.result import Result
+from .evaluation.samples import Samples, open_samples
+from .evaluation.tables import as_json, csv, markdown
+from .evaluation.weight_randomisation import weight_randomisation
+from .explainers.baselines import Baseline, at_pixels
+from .explainers.baselines.extremal import extremal_perturbation
+from .explainers.baselines.lime import lime
+from .explainers.baselines.rise import rise
+from .explainers.methods import MethodLike
+from .models.base import Explainable
+from .opening import Source, open_captioner, open_model
 
-__all__ = ["Options", "evaluate"]
+M = TypeVar("M")
+
+__all__ = ["EXPERIMENTS", "Options", "evaluate"]
+
+_OURS = ("gradient", "gradient_sum", "linear_approx", "grad_cam", "normgrad", "selective_normgrad")
+_QUICK = ("guided_backprop", "deconvnet", "excitation_backprop", "contrastive_excitation_backprop")
+# Of the shorter side. The flat colours of scenes outlive the published blur.
+_BLUR = {False: 5 / 224, True: 0.25}
+_SLOW: tuple[MethodLike, ...] = (
+    "smoothgrad",
+    "integrated_gradients",
+    "deep_lift",
+    "lrp",
+    "occlusion",
+    # With fewer passes than their papers' thousands.
+    Baseline("lime_250", partial(lime, samples=250), at_pixels),
+    Baseline("rise_500", partial(rise, masks=500), at_pixels),
+    Baseline(
+        "extremal_perturbation_60", partial(extremal_perturbation, steps=60, areas=(0.05, 0.1), rate=0.1), at_pixels
+    ),
+)
 
 
 @dataclass(frozen=True)
 class Options:
-    """The options of an experiment, as they were typed."""
+    """The options of an experiment, as they were typed; None is the experiment's own default."""
 
-    count: int
-    methods: str
-    layers: str
-
-
-def evaluate(experiment: str, source: Source, options: Options, output: Path | None) -> None:
-    """Run an experiment and print its table as Markdown; output: a JSON file of its figures."""
-    name = experiment.replace("-", "_")
-    if name not in _EXPERIMENTS:
-        known = ", ".join(_EXPERIMENTS)
-        raise GradlightError(f"There is no experiment {experiment!r}.{nearest(name, _EXPERIMENTS)} Known: {known}.")
-    if output is not None and not output.absolute().parent.is_dir():
-        raise GradlightError(f"{output}: the folder {output.absolute().parent} does not exist. Create it first.")
-    lines, figures = _EXPERIMENTS[name](source, options)
-    print("\n".join(lines))
-    if output is not None:
-        output.write_text(json.dumps({"experiment": name, "model": source.name, **figures}, indent=1) + "\n")
+    data: str = "scenes"
+    count: int | None = None
+    annotations: Path | None = None
+    split: str | None = None
+    methods: str | None = None
+    layers: str = "stages"
+    target: str | None = None
+    meta: str | None = None
+    rates: str = "0.002"
+    tolerance: float | None = None
+    seed: int = 0
 
 
-def _caption_truth(source: Source, options: Options) -> tuple[list[str], dict[str, Any]]:
-    found = caption_truth(open_captioner(source), HELD_OUT[: options.count], progress=interactive())
-    scores = {"true": found.share, **found.bleu}
-    lines = _table(["scenes", *scores], [[str(found.count), f"{found.share:.2%}", *_rounded(found.bleu.values())]])
-    lines += ["", "Some of the false ones:", *(f"- seed {seed}: {text}" for seed, text in found.false)]
-    return lines if found.false else lines[:3], {"scenes": found.count, **scores}
+class _Setting:
+    """The model and the photos of an experiment, opened when they are first needed."""
+
+    def __init__(self, source: Source, options: Options, folder: Path | None) -> None:
+        self.source, self.options, self.folder = source, options, folder
+        self.layers = listed(options.layers)
+        self.rates = [_rate(text) for text in listed(options.rates)]
+        self.meta = parse_meta(options.meta)
+
+    @cached_property
+    def model(self) -> Explainable:
+        return open_model(self.source)
+
+    def samples(self, count: int) -> Samples:
+        """Open the photos; count: of scenes, unless the options say another."""
+        options = self.options
+        few = options.count or (count if options.data == "scenes" else None)
+        return open_samples(options.data, few, options.annotations, options.split)
+
+    def methods(self, own: Sequence[M]) -> list[M | str]:
+        """Give the methods of the options, or else the experiment's own."""
+        return [*listed(self.options.methods)] if self.options.methods else [*own]
+
+    @property
+    def tolerance(self) -> float:
+        """The pointing game's, in pixels: 15, and on scenes as large a share of the photo as that is of 224."""
+        if self.options.tolerance is not None:
+            return self.options.tolerance
+        return words.TOLERANCE * 160 if self.options.data == "scenes" else TOLERANCE
+
+    def about(self) -> dict[str, Any]:
+        """Describe what every experiment of a report depends on, in JSON types."""
+        options = self.options
+        given = {"annotations": options.annotations and str(options.annotations), "split": options.split}
+        return {
+            "model": self.model.name,
+            "weights_sha256": self.model.weights_sha256(),
+            "data": options.data,
+            **{name: value for name, value in given.items() if value is not None},
+            "seed": options.seed,
+            "gradlight": __version__,
+        }
 
 
-def _word_pointing(source: Source, options: Options) -> tuple[list[str], dict[str, Any]]:
-    model = open_captioner(source)
-    hits = word_pointing(
-        model,
-        HELD_OUT[: options.count],
-        listed(options.methods),
-        listed(options.layers),
-        speaker=own_captions(model),
+Run = Callable[[_Setting, int, Ledger], Result]
+
+
+def _pointing_game(
+    setting: _Setting, count: int, ledger: Ledger, methods: Sequence[MethodLike] = _OURS + _QUICK
+) -> Result:
+    return pointing_game(
+        setting.model,
+        setting.samples(count),
+        setting.methods(methods),
+        setting.layers,
+        ledger=ledger,
+        meta=setting.meta,
+        tolerance=setting.tolerance,
+        seed=setting.options.seed,
         progress=interactive(),
     )
-    exact = {key: each.exact / each.asked for key, each in hits.items()}
-    near = {key: each.near / each.asked for key, each in hits.items()}
-    methods = list(dict.fromkeys(method for method, _ in hits if method != "baseline"))
-    layers = list(dict.fromkeys(layer for method, layer in hits if method != "baseline"))
-    best = max((key for key in hits if key[0] != "baseline"), key=lambda key: (near[key], exact[key]))
-    rows = [
-        [layer, *(f"{_bold(near[m, layer], (m, layer) == best)} ({exact[m, layer]:.1%})" for m in methods)]
-        for layer in layers
-    ]
-    words = next(iter(hits.values())).asked
-    lines = _table(["within 15 px (on the object)", *methods], rows)
-    points = (f"{name}: {near['baseline', name]:.1%} ({exact['baseline', name]:.1%})" for name in ("centre", "random"))
-    lines += ["", f"{words} words of its true captions of {options.count} scenes. With no map: {', '.join(points)}."]
-    figures = {" / ".join(key): {"within 15 px": near[key], "on the object": exact[key]} for key in hits}
-    return lines, {"words": words, "hits": figures}
 
 
-_EXPERIMENTS: dict[str, Callable[[Source, Options], tuple[list[str], dict[str, Any]]]] = {
-    "caption_truth": _caption_truth,
-    "word_pointing": _word_pointing,
+def _baselines(setting: _Setting, count: int, ledger: Ledger) -> Result:
+    """The pointing game of the methods that take many passes, and of one of ours, on fewer photos."""
+    return replace(_pointing_game(setting, count, ledger, ("selective_normgrad", *_SLOW)), name="baselines")
+
+
+def _layer_weights(setting: _Setting, count: int, ledger: Ledger) -> Result:
+    samples = setting.samples(count)
+    play = player(setting.model, samples, ledger=ledger, name="pointing") if samples.labels else None
+    options = setting.options
+    return layer_weights(
+        setting.model,
+        samples,
+        setting.methods(("linear_approx", "grad_cam", "normgrad", "selective_normgrad")),
+        setting.layers,
+        data=options.data,
+        ledger=ledger,
+        play=play,
+        seed=options.seed,
+        progress=interactive(),
+    )
+
+
+def _class_sensitivity(setting: _Setting, count: int, ledger: Ledger) -> Result:
+    return class_sensitivity(
+        setting.model,
+        setting.samples(count),
+        setting.methods((*_OURS, *_QUICK)),
+        setting.layers,
+        ledger=ledger,
+        rates=setting.rates,
+        progress=interactive(),
+    )
+
+
+def _weight_randomisation(setting: _Setting, count: int, ledger: Ledger) -> Result:
+    return weight_randomisation(
+        setting.model,
+        setting.samples(count),
+        setting.methods((*_OURS, "guided_backprop", "excitation_backprop")),
+        setting.layers,
+        ledger=ledger,
+        target=setting.options.target,
+        meta=setting.meta,
+        seed=setting.options.seed,
+        progress=interactive(),
+    )
+
+
+def _identity_trick(setting: _Setting, count: int, ledger: Ledger) -> Result:
+    samples = setting.samples(count)
+    play = player(setting.model, samples, ledger=ledger, name="pointing") if samples.labels else None
+    layers = None if setting.options.layers == "stages" else setting.layers
+    return identity_trick(
+        setting.model,
+        samples,
+        layers,
+        ledger=ledger,
+        target=setting.options.target,
+        play=play,
+        progress=interactive(),
+    )
+
+
+def _deletion_insertion(setting: _Setting, count: int, ledger: Ledger) -> Result:
+    return deletion_insertion(
+        setting.model,
+        setting.samples(count),
+        setting.methods((*_OURS, *_QUICK)),
+        setting.layers,
+        ledger=ledger,
+        target=setting.options.target,
+        blur=_BLUR[setting.options.data == "scenes"],
+        seed=setting.options.seed,
+        progress=interactive(),
+    )
+
+
+def _meta_analysis(setting: _Setting, count: int, ledger: Ledger) -> Result:
+    methods = setting.methods(("normgrad", "selective_normgrad"))
+    images, lr = setting.options.count or count, setting.rates[0]
+    run = partial(meta_analysis, images=images, lr=lr, ledger=ledger, progress=interactive())
+    if setting.folder is not None:
+        return run(setting.folder / "epochs", methods, setting.layers)
+    with tempfile.TemporaryDirectory() as folder:
+        return run(Path(folder) / "epochs", methods, setting.layers)
+
+
+def _word_pointing(setting: _Setting, count: int, ledger: Ledger) -> Result:
+    model = open_captioner(setting.source)
+    number = setting.options.count or count
+    methods = setting.methods(("selective_normgrad", "normgrad", "linear_approx", "grad_cam", "gradient"))
+
+    def play() -> list[list[Any]]:
+        found = words.word_pointing(
+            model,
+            HELD_OUT[:number],
+            methods,
+            setting.layers,
+            speaker=words.own_captions(model),
+            progress=interactive(),
+        )
+        return [[*key, hits.asked, hits.exact, hits.near] for key, hits in found.items()]
+
+    hits = {(method, layer): words.Hits(*counted) for method, layer, *counted in ledger.once("game", play)}
+    return words.told(hits, number)
+
+
+def _caption_truth(setting: _Setting, count: int, ledger: Ledger) -> Result:
+    model = open_captioner(setting.source)
+    return captions_told(caption_truth(model, HELD_OUT[: setting.options.count or count], progress=interactive()))
+
+
+EXPERIMENTS: dict[str, tuple[Run, int]] = {
+    "pointing_game": (_pointing_game, 200),
+    "baselines": (_baselines, 8),
+    "layer_weights": (_layer_weights, 200),
+    "class_sensitivity": (_class_sensitivity, 100),
+    "weight_randomisation": (_weight_randomisation, 20),
+    "identity_trick": (_identity_trick, 100),
+    "meta_analysis": (_meta_analysis, 32),
+    "deletion_insertion": (_deletion_insertion, 40),
+    "word_pointing": (_word_pointing, 1000),
+    "caption_truth": (_caption_truth, 1000),
 }
+"""Name → experiment, and how many scenes it takes unless a count is given."""
+
+_SAYING = ("word_pointing", "caption_truth")
+_PAPER = [name for name in EXPERIMENTS if name not in _SAYING]
 
 
-def _bold(share: float, best: bool) -> str:
-    return f"**{share:.1%}**" if best else f"{share:.1%}"
+def evaluate(experiment: str, source: Source, options: Options, out: Path | None, output: Path | None) -> None:
+    """Run an experiment, or "paper", all of them, and print its tables as Markdown.
+
+    out: a folder that gets a report (tables, pictures, figures) and goes on where an earlier run of it was stopped.
+    output: a file of the tables (.md, .csv) or of the figures too (.json).
+    """
+    name = experiment.replace("-", "_")
+    known = [*EXPERIMENTS, "paper"]
+    if name not in known:
+        raise GradlightError(f"There is no experiment {experiment!r}.{nearest(name, known)} Known: {', '.join(known)}.")
+    _check_output(output)
+    out = Path("report") if name == "paper" and out is None else out
+    setting = _Setting(source, options, out)
+    if out is None:
+        results = [_run(name, setting)(Ledger(None, {}))]
+    else:
+        asked = _PAPER if name == "paper" else [name]
+        about = {} if name in _SAYING else setting.about()
+        results = paper(
+            [Experiment(each, _run(each, setting), _settings(each, options)) for each in asked],
+            out,
+            about=about or {"model": source.name},
+            tell=notice,
+        )
+        notice(f"wrote {out / 'README.md'}")
+    print("\n".join(markdown(table) for result in results for table in result.tables))
+    if output is not None:
+        _write(output, results)
 
 
-def _rounded(values: Any) -> list[str]:
-    return [f"{value:.3f}" for value in values]
+def _run(name: str, setting: _Setting) -> Callable[[Ledger], Result]:
+    run, count = EXPERIMENTS[name]
+    return partial(run, setting, count)
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return [f"| {' | '.join(line)} |" for line in lines]
+def _settings(name: str, options: Options) -> dict[str, Any]:
+    """Describe what an experiment of a report depends on besides the model and the data, in JSON types."""
+    asked = {
+        "count": options.count or EXPERIMENTS[name][1],
+        "methods": options.methods,
+        "layers": options.layers,
+        "target": options.target,
+        "meta": options.meta,
+        "lr": options.rates if name in ("class_sensitivity", "meta_analysis") else None,
+        "tolerance": options.tolerance if name in ("pointing_game", "baselines") else None,
+    }
+    return {key: value for key, value in asked.items() if value is not None}
+
+
+def _check_output(output: Path | None) -> None:
+    if output is None:
+        return
+    if output.suffix.lower() not in (".json", ".md", ".csv"):
+        raise GradlightError(f"{output}: results are written as .json, .md or .csv; name one of these.")
+    if not output.absolute().parent.is_dir():
+        raise GradlightError(f"{output}: the folder {output.absolute().parent} does not exist. Create it first.")
+
+
+def _write(output: Path, results: Sequence[Result]) -> None:
+    tables = [table for result in results for table in result.tables]
+    if output.suffix.lower() == ".json":
+        found = [
+            {"experiment": each.name, "figures": each.figures, "tables": [as_json(table) for table in each.tables]}
+            for each in results
+        ]
+        text = json.dumps(found[0] if len(found) == 1 else found, indent=1, ensure_ascii=False) + "\n"
+    else:
+        text = "\n".join((csv if output.suffix.lower() == ".csv" else markdown)(table) for table in tables)
+    replace_file(output, text.encode())
+
+
+def _rate(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise GradlightError(f"--lr takes rates with commas between, such as 0.002,0.01; {text!r} is none.") from error

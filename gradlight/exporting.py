@@ -72,6 +72,7 @@ def run(job: Job, source: Source, asked: Asked, ways: Ways) -> int:
         size=_size(job.size),
         dtype=job.dtype,
         compression=job.compression,
+        precision=asked.precision,
     )
     make = partial(open_model, source, asked.words or job.kind == "captions")
     with _told(reporter):
