@@ -4,7 +4,7 @@ PYTHON ?= python3
 PHOTOS ?=
 BIN := .venv/bin
 
-.PHONY: demo test check figures screenshots notebooks browser clean
+.PHONY: demo test check bench figures screenshots notebooks browser clean
 
 demo: .venv/.installed
 	$(BIN)/gradlight demo $(PHOTOS) --out out
@@ -14,6 +14,10 @@ test: .venv/.dev
 
 check: .venv/.dev
 	bash .ci/run
+
+# About twenty-five minutes on two cores that do nothing else; `.venv/bin/python benchmarks/bench.py NAME` runs one.
+bench: .venv/.bench
+	$(BIN)/python benchmarks/bench.py
 
 figures: .venv/.dev
 	$(BIN)/python benchmarks/scenes_map.py
@@ -43,6 +47,10 @@ tests/widgets/node_modules: tests/widgets/package.json
 
 .venv/.dev: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@ .venv/.installed
+
+.venv/.bench: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable ".[bench]"
 	touch $@ .venv/.installed
 
 clean:

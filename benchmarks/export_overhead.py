@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
-from one_pass import floor
+from networks import floor
 from PIL import Image
 
 import gradlight as gl

@@ -1,79 +1,84 @@
-"""What maps cost beside the bare pass: ratios of process time, medians of interleaved runs on this machine.
+"""What maps cost beside the bare pass: all layers, all methods, and what other libraries take for one method.
 
-    python benchmarks/one_pass.py [--network resnet50] [--batch 1] [--repeats 9]
+    python benchmarks/one_pass.py [--network resnet50 vgg16 …] [--batch 1 8] [--repeats 7]
 
-The floor is one forward pass and one backward pass from the score to the earliest tapped layer, parameters frozen.
-Peers (Captum, where it is installed) make one method's maps a layer at a time.
+F_tap is one forward pass and one backward pass from a score to the earliest tapped layer, weights frozen; "full" goes
+back to the pixels. Layers are the stem and every block, or every ReLU and pooling; the combination is of the four
+deepest stages.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
 
-import torch
-import torchvision
-from torch import Tensor, nn
+from networks import ANYWHERE, NETWORKS, add_networks, classifier, floor, noise, outer_layers, whole
+from peers import peers
+from timing import Job, clock_of, measured, parser, settle, table
+from torch import Tensor
 
 import gradlight as gl
 from gradlight.explainers.capture import record
-from gradlight.explainers.methods import METHODS
 from gradlight.models.base import Layer
+from gradlight.models.classifiers import Classifier
 from gradlight.models.objective import Target
 from gradlight.models.preserve import preserved
 
-ANYWHERE = [name for name in METHODS if name not in ("cam", "normgrad_real")]
+FLOOR, FULL = "F_tap", "full forward and backward, to the pixels"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--network", choices=["resnet50", "vgg16"], default="resnet50")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=9)
-    options = parser.parse_args()
-    torch.manual_seed(0)
-    network = torchvision.models.get_model(options.network, weights=None).eval()
-    model, pixels = gl.classifier(network), torch.randn(options.batch, 3, 224, 224)
-    layers = outer_layers(model, options.network)
-    jobs = {"floor": floor(network, pixels, layers[0])}
-    jobs[f"capture of {len(layers)} layers"] = capture(model, pixels, layers)
+    made = parser(__doc__, repeats=7)
+    add_networks(made, NETWORKS, (1, 8))
+    options = made.parse_args()
+    settle(options)
+    for name in options.network:
+        model = classifier(name, options.device, options.size)
+        for batch in options.batch:
+            compare(name, model, noise(batch, options.device, options.size), options)
+
+
+def compare(name: str, model: Classifier, pixels: Tensor, options: argparse.Namespace) -> None:
+    layers = outer_layers(model, name, options.size)
     names = [layer.name for layer in layers]
-    jobs[f"explain: 1 method × {len(layers)} layers"] = explain(model, pixels, ["normgrad"], names)
-    jobs[f"explain: {len(ANYWHERE)} methods × {len(layers)} layers"] = explain(model, pixels, ANYWHERE, names)
-    jobs["explain: 1 method × stages"] = explain(model, pixels, ["selective_normgrad"], ["stages"])
-    jobs.update(peers(network, pixels, names))
-    report(measured(jobs, options.repeats))
+    others, left_out = peers(model.network, pixels, names, tokens=name.startswith("vit"))
+    found = measured(own(model, pixels, layers) | others, options.repeats, clock_of(options.device))
+    rows = [
+        (job, f"{found.seconds(job):.3f}", f"{found.ratio(job, FLOOR):.2f}", f"{found.ratio(job, FULL):.2f}")
+        for job in found.taken
+    ]
+    print(f"\n{name}, batch {len(pixels)}, turns: {options.repeats}\n", flush=True)
+    print(table(("job", "s", "× F_tap", "× full"), rows), flush=True)
+    if left_out:
+        print("\n" + " ".join(left_out))
 
 
-def outer_layers(model: gl.models.classifiers.Classifier, name: str) -> list[Layer]:
-    """Give the stem and every block, or every ReLU and pooling, without what is inside them."""
-    inside = {"resnet50": lambda at: at == "relu" or (at.startswith("layer") and at.count(".") == 1)}
-    chosen = inside.get(name, lambda at: isinstance(model.network.get_submodule(at), (nn.ReLU, nn.MaxPool2d)))
-    return [layer for layer in model.layers()[1:] if ":" not in layer.name and chosen(layer.name)]
+def own(model: Classifier, pixels: Tensor, layers: list[Layer]) -> dict[str, Job]:
+    """Make the bare passes and our own jobs."""
+    names, count = [layer.name for layer in layers], len(layers)
+    stages = [stage.name for stage in model.stages((pixels.shape[2], pixels.shape[3]))][-4:]
+
+    def explain(
+        methods: str | list[str] = ANYWHERE, at: list[str] = names, *, compiled: bool = False
+    ) -> gl.SaliencyMaps:
+        return gl.explain(model, pixels, 0, methods=methods, layers=at, batch_size=len(pixels), compile=compiled)
+
+    several = f"{len(ANYWHERE)} methods × {count} layers"
+    return {
+        FLOOR: floor(model.network, pixels, layers[0]),
+        FULL: whole(model.network, pixels),
+        f"capture of {count} layers, no method": capture(model, pixels, layers),
+        f"1 method (normgrad) × {count} layers": lambda: explain("normgrad"),
+        several: explain,
+        f"{several}, compiled": lambda: explain(compiled=True),
+        f"{several}, upsampled to the pixels": lambda: (maps := explain()).resized(maps.size),
+        f"combination of {len(stages)} layers, 1 method, at the pixels": lambda: explain(
+            "selective_normgrad", stages
+        ).combine("linear", "product"),
+    }
 
 
-def floor(network: nn.Module, pixels: Tensor, first: Layer) -> Callable[[], object]:
-    def run() -> object:
-        with preserved(network):
-            begun: list[Tensor] = []
-
-            def begin(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
-                begun.append(output.detach().requires_grad_())
-                return begun[0].clone()
-
-            handle = network.get_submodule(first.name).register_forward_hook(begin)
-            try:
-                score = network(pixels)[:, 0].sum()
-            finally:
-                handle.remove()
-            return torch.autograd.grad(score, begun)
-
-    return run
-
-
-def capture(model: gl.models.classifiers.Classifier, pixels: Tensor, layers: list[Layer]) -> Callable[[], object]:
+def capture(model: Classifier, pixels: Tensor, layers: list[Layer]) -> Job:
+    """Take activation and gradient of all layers, and keep them."""
     objective, targets = model.objective(0), [[Target("class", 0, "")]] * len(pixels)
 
     def run() -> object:
@@ -81,41 +86,6 @@ def capture(model: gl.models.classifiers.Classifier, pixels: Tensor, layers: lis
             return record(objective, pixels, layers, targets).taps(0)
 
     return run
-
-
-def explain(
-    model: gl.models.classifiers.Classifier, pixels: Tensor, methods: list[str], layers: list[str]
-) -> Callable[[], object]:
-    return lambda: gl.explain(model, pixels, 0, methods=methods, layers=layers, batch_size=len(pixels))
-
-
-def peers(network: nn.Module, pixels: Tensor, layers: list[str]) -> dict[str, Callable[[], object]]:
-    try:
-        from captum.attr import LayerGradCam
-    except ImportError:
-        return {}
-    runs = [LayerGradCam(network, network.get_submodule(name)) for name in layers]
-    return {
-        f"Captum: Grad-CAM, {len(layers)} layers one by one": lambda: [run.attribute(pixels, target=0) for run in runs]
-    }
-
-
-def measured(jobs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Give each job's median process time; the jobs take turns, so that what slows the machine slows all."""
-    times: dict[str, list[float]] = {name: [] for name in jobs}
-    for turn in range(repeats + 1):
-        for name, job in jobs.items():
-            begun = time.process_time()
-            job()
-            if turn:
-                times[name].append(time.process_time() - begun)
-    return {name: statistics.median(found) for name, found in times.items()}
-
-
-def report(medians: dict[str, float]) -> None:
-    print("| job | × floor |\n|---|---|")
-    for name, median in medians.items():
-        print(f"| {name} | {median / medians['floor']:.2f} |")
 
 
 if __name__ == "__main__":

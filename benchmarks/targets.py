@@ -1,0 +1,132 @@
+"""What several targets of one image cost: classes, the words of captions, and what batching the way back can give.
+
+    python benchmarks/targets.py [--network resnet50 vit_small] [--classes 1 5 20] [--words 5 8 12 16] [--repeats 5]
+
+Beside it stands the bare work: one forward pass, and as many backward passes to the earliest layer as there are
+targets, one after another. Maps: selective_normgrad at "stages". "Beyond the forward pass" is the share of the backward
+passes' time that the targets take. The bound is one backward pass of a batch of as many images, against as many
+backward passes of one image.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from itertools import cycle, islice
+
+import torch
+from networks import add_networks, classifier, graph_from, noise, scored
+from timing import Job, clock_of, measured, parser, settle, table
+from torch import Tensor
+
+import gradlight as gl
+from gradlight.data.scenes import HELD_OUT, draw
+from gradlight.models.base import Explainable, Layer
+from gradlight.models.objective import Objective
+from gradlight.models.preserve import preserved
+
+FORWARD = "forward"
+LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def main() -> None:
+    made = parser(__doc__, repeats=5)
+    add_networks(made, ("resnet50", "vit_small"), (1,))
+    made.add_argument("--classes", type=int, nargs="+", default=[1, 5, 20], metavar="T", help="classes of an image")
+    made.add_argument("--words", type=int, nargs="+", default=[5, 8, 12, 16], metavar="T", help="words of a caption")
+    made.add_argument("--bound", type=int, default=10, metavar="T", help="targets of the bound (default: %(default)s)")
+    options = made.parse_args()
+    settle(options)
+    for name in options.network:
+        of_classes(name, options)
+        bound(name, options)
+    of_words(options)
+
+
+def of_classes(name: str, options: argparse.Namespace) -> None:
+    model, size = classifier(name, options.device, options.size), (options.size, options.size)
+    rows = []
+    for batch in options.batch:
+        pixels = noise(batch, options.device, options.size)
+        for count in options.classes:
+            asked = [list(range(count))] * batch
+            explain = partial(gl.explain, model, pixels, asked, batch_size=batch)
+            jobs = against_bare(explain, model.objective(asked), pixels, model.stages(size)[0])
+            rows.append((str(batch), *ratios(jobs, count, options)))
+    print(f"\n{name}, classes, turns: {options.repeats}\n")
+    print(table(("batch", "targets", *HEADS), rows), flush=True)
+
+
+def of_words(options: argparse.Namespace) -> None:
+    """Explain a caption word by word; its words are the captioner's own, again and again up to the length."""
+    model: Explainable = (captioner := gl.captioner("scenes", device=options.device))
+    scene = draw(HELD_OUT[0]).image
+    said, pixels = captioner.caption(scene)[0].words, model.pixels(scene)
+    first = model.stages((pixels.shape[2], pixels.shape[3]))[0]
+    rows = []
+    for count in options.words:
+        text = " ".join(islice(cycle(said), count))
+        explain = partial(gl.explain, model, pixels, text, words=True)
+        jobs = against_bare(explain, model.word_objective(text), pixels, first)
+        rows.append(ratios(jobs, count, options))
+    print(f"\nthe bundled captioner, word by word, turns: {options.repeats}\n")
+    print(table(("targets", *HEADS), rows), flush=True)
+
+
+HEADS = ("explain, s", "explain × one pass", "explain × the bare work", "beyond the forward pass")
+
+
+def against_bare(explain: Job, objective: Objective, pixels: Tensor, first: Layer) -> dict[str, Job]:
+    """Make the jobs of a number of targets: a pass for one of them, the bare work for all, and the forward alone."""
+    with preserved(objective.network), torch.no_grad():
+        targets = objective.choose(objective.outputs(pixels))
+    count = len(targets[0])
+
+    def bare(backward: int) -> None:
+        with preserved(objective.network):
+            with graph_from(objective.trunk, first) as begun:
+                scores = objective.scores(objective.outputs(pixels), targets)
+            for number in range(backward):
+                torch.autograd.grad(scores[:, number].sum(), begun, retain_graph=number < backward - 1)
+
+    return {FORWARD: partial(bare, 0), "one": partial(bare, 1), "bare": partial(bare, count), "explain": explain}
+
+
+def ratios(jobs: dict[str, Job], count: int, options: argparse.Namespace) -> tuple[str, ...]:
+    found = measured(jobs, options.repeats, clock_of(options.device))
+    beyond = found.ratio("explain", "bare", beyond=FORWARD)
+    columns = found.seconds("explain"), found.ratio("explain", "one"), found.ratio("explain", "bare"), beyond
+    return str(count), f"{columns[0]:.3f}", *(f"{column:.2f}" for column in columns[1:])
+
+
+def bound(name: str, options: argparse.Namespace) -> None:
+    """Compare one backward pass of a batch with as many of one image; for tokens there is one layout only."""
+    count, jobs = options.bound, dict[str, Job]()
+    layouts = {"NCHW": LAYOUTS["NCHW"]} if name.startswith("vit") else LAYOUTS
+    for layout, kept in layouts.items():
+        one, many = (way_back(name, batch, kept, options) for batch in (1, count))
+        jobs[f"{count} backward passes of one image, {layout}"] = partial(repeated, one, count)
+        jobs[f"one backward pass of {count} images, {layout}"] = many
+    found = measured(jobs, options.repeats, clock_of(options.device))
+    floor = next(iter(jobs))
+    rows = [(job, f"{found.seconds(job):.3f}", f"{found.ratio(job, floor):.2f}") for job in jobs]
+    print(f"\n{name}, the bound, turns: {options.repeats}\n")
+    print(table(("job", "s", "× the first"), rows), flush=True)
+
+
+def way_back(name: str, batch: int, layout: torch.memory_format, options: argparse.Namespace) -> Job:
+    """Run a network forward once, and give the backward pass, which can be taken again and again."""
+    model = classifier(name, options.device, options.size)
+    model.network.to(memory_format=layout)
+    pixels = noise(batch, options.device, options.size).contiguous(memory_format=layout)
+    score, begun = scored(model.network, pixels, model.stages((options.size, options.size))[0])
+    return partial(torch.autograd.grad, score, begun, retain_graph=True)
+
+
+def repeated(job: Job, count: int) -> None:
+    for _ in range(count):
+        job()
+
+
+if __name__ == "__main__":
+    main()
