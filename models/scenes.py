@@ -25,13 +25,16 @@ from ..errors import GradlightError
 from .preserve import preserved
 
 __all__ = [
+    "BATCH",
     "MEAN",
     "SIZE",
     "STD",
     "Report",
+    "Training",
     "average_precision",
     "build",
     "bundled_path",
+    "draw_in_parallel",
     "draw_many",
     "load_bundled",
     "mean_average_precision",
@@ -44,9 +47,8 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 """The network takes (pixels / 255 − MEAN) / STD, per channel."""
 
-_BATCH = 64
-_RATE = 4e-3
-_DECAY = 0.02
+BATCH = 64
+_RATE, _DECAY = 4e-3, 0.02
 _CHUNK = 250
 
 
@@ -119,7 +121,7 @@ def mean_average_precision(
     with preserved(network), torch.no_grad(), tqdm(total=len(seeds), unit="scene", disable=not progress) as bar:
         for start in range(0, len(seeds), _CHUNK):
             pictures, present = draw_many(seeds[start : start + _CHUNK])
-            scores.append(torch.cat([network(_pixels(part)) for part in pictures.split(_BATCH)]).double().numpy())
+            scores.append(torch.cat([network(_pixels(part)) for part in pictures.split(BATCH)]).double().numpy())
             labels.append(present.numpy() > 0)
             bar.update(len(present))
     columns = zip(np.concatenate(scores).T, np.concatenate(labels).T, strict=True)
@@ -137,6 +139,40 @@ def draw_many(seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
 def _pixels(pictures: Tensor) -> Tensor:
     mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
     return ((pictures.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+class Training:
+    """A training of the network on `count` scenes, epoch by epoch, that can be put aside and taken up again.
+
+    It draws from torch's own random numbers, for the first weights too: seed them before it is made.
+    """
+
+    def __init__(self, count: int, epochs: int) -> None:
+        self.steps = count // BATCH
+        self.network = build().to(memory_format=torch.channels_last).train()
+        self._optimiser = torch.optim.AdamW(self.network.parameters(), lr=_RATE, weight_decay=_DECAY)
+        total = epochs * self.steps
+        self._schedule = torch.optim.lr_scheduler.OneCycleLR(self._optimiser, _RATE, total_steps=total, pct_start=0.15)
+        self._parts: dict[str, Any] = {"network": self.network, "optimiser": self._optimiser}
+        self._parts["schedule"] = self._schedule
+
+    def epoch(self, pictures: Tensor, labels: Tensor, bar: Any) -> None:
+        """Pass once over the scenes; bar: moves one on with each step, and shows its loss."""
+        for rows in torch.randperm(len(pictures))[: self.steps * BATCH].split(BATCH):
+            loss = _step(self.network, _turned(pictures[rows]), labels[rows], self._optimiser)
+            self._schedule.step()
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            bar.update()
+
+    def state(self) -> dict[str, Any]:
+        """Give all that the next epoch depends on, torch's random numbers included."""
+        return {**{name: part.state_dict() for name, part in self._parts.items()}, "random": torch.get_rng_state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to where `state` was taken."""
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
+        torch.set_rng_state(state["random"])
 
 
 def train(
@@ -157,13 +193,15 @@ def train(
     _check(output, epochs, count, held_out)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = build().to(memory_format=torch.channels_last).train()
-        pictures, labels = _draw_in_parallel(scenes.TRAINING[:count], workers, progress)
-        _fit(network, pictures, labels, epochs, progress)
-    score, _ = mean_average_precision(network, scenes.HELD_OUT[:held_out], progress)
+        training = Training(count, epochs)
+        pictures, labels = draw_in_parallel(scenes.TRAINING[:count], workers, progress)
+        with tqdm(total=epochs * training.steps, unit="step", disable=not progress) as bar:
+            for _ in range(epochs):
+                training.epoch(pictures, labels, bar)
+    score, _ = mean_average_precision(training.network, scenes.HELD_OUT[:held_out], progress)
     report = Report(epochs, count, held_out, score)
     facts = {"classes": scenes.CLASSES, "size": SIZE, "mean": MEAN, "std": STD, "seed": seed, **asdict(report)}
-    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    state = {name: tensor.contiguous() for name, tensor in training.network.state_dict().items()}
     output.write_bytes(save(state, metadata={key: json.dumps(value) for key, value in facts.items()}))
     return report
 
@@ -176,31 +214,19 @@ def _check(output: Path, epochs: int, count: int, held_out: int) -> None:
         raise GradlightError(
             f"{output} is a folder. Name the file for the weights, such as {output / 'scenes.safetensors'}."
         )
-    if epochs < 1 or count < _BATCH or held_out < 1:
+    if epochs < 1 or count < BATCH or held_out < 1:
         raise GradlightError(
-            f"Training takes at least 1 epoch, {_BATCH} scenes (one batch) and 1 held-out scene;"
+            f"Training takes at least 1 epoch, {BATCH} scenes (one batch) and 1 held-out scene;"
             f" got {epochs}, {count} and {held_out}."
         )
 
 
-def _draw_in_parallel(seeds: Sequence[int], workers: int, progress: bool) -> tuple[Tensor, Tensor]:
+def draw_in_parallel(seeds: Sequence[int], workers: int, progress: bool) -> tuple[Tensor, Tensor]:
+    """Draw scenes as `draw_many` does, in processes of their own."""
     chunks = [seeds[start : start + _CHUNK] for start in range(0, len(seeds), _CHUNK)]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         parts = list(tqdm(pool.map(draw_many, chunks), total=len(chunks), unit="chunk", disable=not progress))
     return torch.cat([pictures for pictures, _ in parts]), torch.cat([labels for _, labels in parts])
-
-
-def _fit(network: nn.Module, pictures: Tensor, labels: Tensor, epochs: int, progress: bool) -> None:
-    steps = epochs * (len(pictures) // _BATCH)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=_RATE, weight_decay=_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _RATE, total_steps=steps, pct_start=0.15)
-    with tqdm(total=steps, unit="step", disable=not progress) as bar:
-        for _ in range(epochs):
-            for rows in torch.randperm(len(pictures))[: len(pictures) // _BATCH * _BATCH].split(_BATCH):
-                loss = _step(network, _turned(pictures[rows]), labels[rows], optimiser)
-                schedule.step()
-                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-                bar.update()
 
 
 def _turned(pictures: Tensor) -> Tensor:
