@@ -36,6 +36,7 @@ from .explainers.baselines import Baseline, at_pixels
 from .explainers.baselines.extremal import extremal_perturbation
 from .explainers.baselines.lime import lime
 from .explainers.baselines.rise import rise
+from .explainers.explain import explain
 from .explainers.methods import MethodLike
 from .models.base import Explainable
 from .opening import Source, open_captioner, open_model
@@ -46,6 +47,8 @@ __all__ = ["EXPERIMENTS", "Options", "evaluate"]
 
 _OURS = ("gradient", "gradient_sum", "linear_approx", "grad_cam", "normgrad", "selective_normgrad")
 _QUICK = ("guided_backprop", "deconvnet", "excitation_backprop", "contrastive_excitation_backprop")
+# They have no rules for the operations of every network.
+_CHOOSY = (*_QUICK, "deep_lift", "lrp")
 # Of the shorter side. The flat colours of scenes outlive the published blur.
 _BLUR = {False: 5 / 224, True: 0.25}
 _SLOW: tuple[MethodLike, ...] = (
@@ -100,8 +103,18 @@ class _Setting:
         return open_samples(options.data, few, options.annotations, options.split)
 
     def methods(self, own: Sequence[M]) -> list[M | str]:
-        """Give the methods of the options, or else the experiment's own."""
-        return [*listed(self.options.methods)] if self.options.methods else [*own]
+        """Give the methods of the options, or else the experiment's own, as far as the network allows them."""
+        return [*listed(self.options.methods)] if self.options.methods else [each for each in own if self._allows(each)]
+
+    def _allows(self, method: object) -> bool:
+        if method not in _CHOOSY or not isinstance(method, str):
+            return True
+        try:
+            explain(self.model, [self.samples(1)[0].image], self.options.target, methods=method, layers=self.layers)
+        except GradlightError as error:
+            notice(f"left out: {error}")
+            return False
+        return True
 
     @property
     def tolerance(self) -> float:

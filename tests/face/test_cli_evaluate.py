@@ -45,6 +45,15 @@ def test_a_report_goes_on_where_it_was(run: Run, tmp_path: Path) -> None:
     assert "lr was" in told
 
 
+def test_methods_that_a_network_does_not_allow_are_left_out_and_told_of(run: Run) -> None:
+    asked = ["evaluate", "class_sensitivity", "--model", "timm/test_vit", "--no-pretrained", "--count", 1]
+    status, shown, told = run(*asked, "--layers", "blocks.0")
+    assert status == 0
+    assert "| normgrad | blocks.0 |" in shown
+    assert "guided_backprop |" not in shown
+    assert "left out: guided_backprop changes how the gradient passes ReLUs" in told
+
+
 def test_layer_weights_are_kept_and_used(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRADLIGHT_LAYER_WEIGHTS", str(tmp_path))
     picture, scene = tmp_path / "out.png", "scenes:20000066"
