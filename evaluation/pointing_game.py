@@ -77,7 +77,13 @@ def pointing_game(
 
 
 def player(
-    model: Explainable, samples: Samples, *, ledger: Ledger, name: str, classes: Sequence[str] | None = None
+    model: Explainable,
+    samples: Samples,
+    *,
+    ledger: Ledger,
+    name: str,
+    classes: Sequence[str] | None = None,
+    tolerance: float = TOLERANCE,
 ) -> Play:
     """Make the game that other experiments play: methods, layers, joined → accuracy, 0…1, by (method, layer).
 
@@ -86,7 +92,15 @@ def player(
 
     def play(methods: Sequence[str], layers: Sequence[str], joined: Joined) -> dict[tuple[str, str], float]:
         result = pointing_game(
-            model, samples, methods, layers, ledger=ledger, classes=classes, joined=joined, name=name
+            model,
+            samples,
+            methods,
+            layers,
+            ledger=ledger,
+            classes=classes,
+            joined=joined,
+            name=name,
+            tolerance=tolerance,
         )
         split = {each.partition(" / ")[::2]: row["all"] for each, row in result.figures["accuracy"].items()}
         return {(method, layer): share for (method, layer), share in split.items() if layer}

@@ -22,7 +22,7 @@ from .evaluation.caption_truth import told as captions_told
 from .evaluation.class_sensitivity import class_sensitivity
 from .evaluation.deletion_insertion import deletion_insertion
 from .evaluation.identity_trick import identity_trick
-from .evaluation.layer_weights import layer_weights
+from .evaluation.layer_weights import Play, layer_weights
 from .evaluation.ledger import Ledger
 from .evaluation.meta_analysis import meta_analysis
 from .evaluation.pointing_game import player, pointing_game
@@ -123,6 +123,12 @@ class _Setting:
             return self.options.tolerance
         return words.TOLERANCE * 160 if self.options.data == "scenes" else TOLERANCE
 
+    def player(self, samples: Samples, ledger: Ledger) -> Play | None:
+        """Make the pointing game that other experiments play, if it is known what the photos show."""
+        if not samples.labels:
+            return None
+        return player(self.model, samples, ledger=ledger, name="pointing", tolerance=self.tolerance)
+
     def about(self) -> dict[str, Any]:
         """Describe what every experiment of a report depends on, in JSON types."""
         options = self.options
@@ -163,7 +169,7 @@ def _baselines(setting: _Setting, count: int, ledger: Ledger) -> Result:
 
 def _layer_weights(setting: _Setting, count: int, ledger: Ledger) -> Result:
     samples = setting.samples(count)
-    play = player(setting.model, samples, ledger=ledger, name="pointing") if samples.labels else None
+    play = setting.player(samples, ledger)
     options = setting.options
     return layer_weights(
         setting.model,
@@ -206,7 +212,7 @@ def _weight_randomisation(setting: _Setting, count: int, ledger: Ledger) -> Resu
 
 def _identity_trick(setting: _Setting, count: int, ledger: Ledger) -> Result:
     samples = setting.samples(count)
-    play = player(setting.model, samples, ledger=ledger, name="pointing") if samples.labels else None
+    play = setting.player(samples, ledger)
     layers = None if setting.options.layers == "stages" else setting.layers
     return identity_trick(
         setting.model,
