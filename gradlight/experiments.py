@@ -282,7 +282,7 @@ EXPERIMENTS: dict[str, tuple[Run, int]] = {
     "weight_randomisation": (_weight_randomisation, 20),
     "identity_trick": (_identity_trick, 100),
     "meta_analysis": (_meta_analysis, 32),
-    "deletion_insertion": (_deletion_insertion, 40),
+    "deletion_insertion": (_deletion_insertion, 12),
     "word_pointing": (_word_pointing, 1000),
     "caption_truth": (_caption_truth, 1000),
 }
