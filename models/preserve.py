@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -26,7 +26,8 @@ def preserved(network: nn.Module) -> Iterator[None]:
     (`strides`). Hooks are their makers' to remove. Raises GradlightError if the weights were made under
     inference_mode: autograd cannot pass through them.
     """
-    if any(parameter.is_inference() for parameter in network.parameters()):
+    modules, parameters = list(network.modules()), list(network.parameters())
+    if any(parameter.is_inference() for parameter in parameters):
         raise GradlightError(
             "The network's weights were made under torch.inference_mode(), and no gradient passes through such"
             " tensors. Build or load the network outside inference_mode."
@@ -35,14 +36,13 @@ def preserved(network: nn.Module) -> Iterator[None]:
         undo.enter_context(torch.inference_mode(False))
         undo.enter_context(torch.enable_grad())
         undo.enter_context(as_written())
-        straighten(network, undo)
-        for module in network.modules():
-            _keep(module._buffers, undo)
-            _keep_attributes(vars(module), undo)
+        straighten(modules, undo)
+        _keep(modules, undo)
+        for module in modules:
             if module.training:
                 undo.callback(setattr, module, "training", True)
                 module.training = False
-        for parameter in network.parameters():
+        for parameter in parameters:
             if parameter.requires_grad:
                 undo.callback(parameter.requires_grad_, True)
                 parameter.requires_grad_(False)
@@ -60,28 +60,32 @@ def trainable(network: nn.Module) -> Iterator[list[nn.Parameter]]:
         yield parameters
 
 
-def _keep(buffers: dict[str, Tensor | None], undo: ExitStack) -> None:
-    """Note a module's buffers; those made under inference_mode cannot be overwritten in place here, only replaced."""
-    undo.callback(_put_back, _values(buffers))
-    undo.callback(_replace, buffers, dict(buffers))
+def _keep(modules: Sequence[nn.Module], undo: ExitStack) -> None:
+    """Note the buffers, and the tensors that are plain attributes, as torch's older weight_norm leaves the weight.
+
+    Those made under inference_mode cannot be overwritten in place here, only replaced.
+    """
+    buffers = [(module._buffers, dict(module._buffers)) for module in modules]
+    attributes = [(vars(module), _tensors(vars(module))) for module in modules]
+    kept = [tensor for _, held in [*buffers, *attributes] for tensor in held.values() if tensor is not None]
+    values = [(tensor, tensor._version, tensor.detach().clone()) for tensor in kept if not tensor.is_inference()]
+    undo.callback(_put_back, values)
+    undo.callback(_replace, buffers, attributes)
 
 
-def _keep_attributes(held: dict[str, Any], undo: ExitStack) -> None:
-    """Note the tensors that are plain attributes, as torch's older weight_norm and spectral_norm leave the weight."""
-    tensors = {name: value for name, value in held.items() if isinstance(value, Tensor)}
-    if tensors:
-        undo.callback(_put_back, _values(tensors))
-        undo.callback(held.update, tensors)
+def _tensors(held: dict[str, Any]) -> dict[str, Tensor | None]:
+    return {name: value for name, value in held.items() if isinstance(value, Tensor)}
 
 
-def _values(tensors: Mapping[str, Tensor | None]) -> list[tuple[Tensor, int, Tensor]]:
-    changeable = [tensor for tensor in tensors.values() if tensor is not None and not tensor.is_inference()]
-    return [(tensor, tensor._version, tensor.detach().clone()) for tensor in changeable]
+_Held = Sequence[tuple[dict[str, Any], dict[str, Tensor | None]]]
 
 
-def _replace(buffers: dict[str, Tensor | None], former: dict[str, Tensor | None]) -> None:
-    buffers.clear()
-    buffers.update(former)
+def _replace(buffers: _Held, attributes: _Held) -> None:
+    for held, former in buffers:
+        held.clear()
+        held.update(former)
+    for held, former in attributes:
+        held.update(former)
 
 
 def _put_back(values: list[tuple[Tensor, int, Tensor]]) -> None:

@@ -6,6 +6,7 @@ grid has it, for one in another order, and gives wrong numbers (torch 2.15 still
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -15,9 +16,9 @@ from torch.nn.modules.batchnorm import _NormBase
 __all__ = ["straighten"]
 
 
-def straighten(network: nn.Module, undo: ExitStack) -> None:
-    """Let the gradients of a network's norms lie in memory as their shape says, until `undo` is closed."""
-    for module in network.modules():
+def straighten(modules: Iterable[nn.Module], undo: ExitStack) -> None:
+    """Let the gradients of the norms among modules lie in memory as their shape says, until `undo` is closed."""
+    for module in modules:
         if isinstance(module, _NormBase):
             undo.callback(module.register_forward_hook(_watch).remove)
 
