@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -26,7 +28,6 @@ class Statistics:
 
     def __init__(self) -> None:
         self._wanted: Wanted | None = None
-        self._compiled: dict[Wanted, Callable[[Tensor, Tensor], list[Tensor]]] = {}
 
     def fill(self, tap: Tap) -> None:
         """Compute what the methods will read of a tap [B,C,h,w], as [B,1,h,w] each, as far as it is not there yet.
@@ -36,15 +37,7 @@ class Statistics:
         wanted = tuple((name, what) for name, what in self._wanted or () if what not in getattr(tap, name).__dict__)
         if not wanted:
             return
-        compute = self._compiled.setdefault(wanted, _compiled(wanted))
-        try:
-            with torch._dynamo.config.patch(recompile_limit=_SHAPES):
-                found = compute(tap.activation, tap.gradient)
-        except Exception as error:
-            raise GradlightError(
-                f"compile=True failed in torch.compile: {str(error).strip().splitlines()[0]} On the CPU it needs a C++"
-                " compiler, such as g++. Without compile=True the maps are the same, and take a little longer."
-            ) from error
+        found = _computed(wanted, tap.activation, tap.gradient)
         for (name, what), values in zip(wanted, found, strict=True):
             getattr(tap, name).__dict__[what] = values
 
@@ -59,6 +52,37 @@ def _read(tap: Tap, name: str) -> dict[str, object]:
     return {} if field is None else field.__dict__
 
 
+_seen: set[tuple[object, ...]] = set()
+"""What torch has compiled: the statistics, and how the tensors lie in memory."""
+
+
+def _computed(wanted: Wanted, activation: Tensor, gradient: Tensor) -> list[Tensor]:
+    compute = _compiled(wanted)
+    kind = (wanted, *((each.shape, each.stride(), each.dtype, each.device) for each in (activation, gradient)))
+    # `preserved` turns off what the user has compiled, not this.
+    with torch.compiler.set_stance("default"):
+        if kind in _seen:
+            # Something else may have changed that torch compiles for, such as the number of threads.
+            with suppress(torch._dynamo.exc.FailOnRecompileLimitHit):
+                return compute(activation, gradient)
+        return _first(kind, partial(compute, activation, gradient))
+
+
+def _first(kind: tuple[object, ...], compute: Callable[[], list[Tensor]]) -> list[Tensor]:
+    try:
+        # Not in every call: a change of its settings costs torch more than the statistics do.
+        with torch._dynamo.config.patch(recompile_limit=_SHAPES):
+            found = compute()
+    except Exception as error:
+        raise GradlightError(
+            f"compile=True failed in torch.compile: {str(error).strip().splitlines()[0]} On the CPU it needs a C++"
+            " compiler, such as g++. Without compile=True the maps are the same, and take a little longer."
+        ) from error
+    _seen.add(kind)
+    return found
+
+
+@cache
 def _compiled(wanted: Wanted) -> Callable[[Tensor, Tensor], list[Tensor]]:
     def compute(activation: Tensor, gradient: Tensor) -> list[Tensor]:
         values = dict(zip(_FIELDS, (activation, gradient, gradient * activation), strict=True))

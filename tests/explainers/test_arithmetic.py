@@ -13,6 +13,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 import gradlight as gl
+from gradlight.explainers import statistics
 from gradlight.explainers.capture import record
 from gradlight.explainers.methods import METHODS
 from gradlight.explainers.scratch import scratch_like
@@ -95,12 +96,12 @@ def test_very_small_and_very_large_values_compile_too() -> None:
     torch.manual_seed(0)
     x, g = torch.randn(2, 8, 5, 5), torch.randn(2, 8, 5, 5) * torch.tensor([1e-25, 1e18]).view(2, 1, 1, 1)
     layer = gl.models.base.Layer("a", 1, 8, (5, 5))
-    statistics, methods = Statistics(), [METHODS["normgrad"], METHODS["selective_normgrad"], METHODS["gradient"]]
+    filled, methods = Statistics(), [METHODS["normgrad"], METHODS["selective_normgrad"], METHODS["gradient"]]
     first = Tap(layer, None, x, g, None)
     plain = [method(first) for method in methods]
-    statistics.learn(first)
+    filled.learn(first)
     second = Tap(layer, None, x, g, None)
-    statistics.fill(second)
+    filled.fill(second)
     assert {"norm"} <= set(second.gradient_field.__dict__)
     for method, expected in zip(methods, plain, strict=True):
         assert torch.allclose(method(second), expected, rtol=1e-5, atol=0)
@@ -114,6 +115,8 @@ def test_a_failing_compiler_is_told_of_in_one_sentence(monkeypatch: pytest.Monke
         return run
 
     monkeypatch.setattr(torch, "compile", no_compiler)
+    monkeypatch.setattr(statistics, "_compiled", statistics._compiled.__wrapped__)
+    monkeypatch.setattr(statistics, "_seen", set())
     model, pixels = small()
     with pytest.raises(
         gl.GradlightError, match=r"compile=True failed in torch.compile: No working C\+\+ compiler found"
