@@ -1,6 +1,6 @@
 """What several targets of one image cost: classes, the words of captions, and what batching the way back can give.
 
-    python benchmarks/targets.py [--network resnet50 vit_small] [--classes 1 5 20] [--words 5 8 12 16] [--repeats 5]
+    python benchmarks/targets.py [--network resnet50 vit_small] [--classes 1 5 10 20] [--words 5 8 12 16] [--repeats 5]
 
 Beside it stands the bare work: one forward pass, and as many backward passes to the earliest layer as there are
 targets, one after another. Maps: selective_normgrad at "stages". "Beyond the forward pass" is the share of the backward
@@ -32,7 +32,7 @@ LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last
 def main() -> None:
     made = parser(__doc__, repeats=5)
     add_networks(made, ("resnet50", "vit_small"), (1,))
-    made.add_argument("--classes", type=int, nargs="+", default=[1, 5, 20], metavar="T", help="classes of an image")
+    made.add_argument("--classes", type=int, nargs="+", default=[1, 5, 10, 20], metavar="T", help="classes of an image")
     made.add_argument("--words", type=int, nargs="+", default=[5, 8, 12, 16], metavar="T", help="words of a caption")
     made.add_argument("--bound", type=int, default=10, metavar="T", help="targets of the bound (default: %(default)s)")
     options = made.parse_args()

@@ -3,7 +3,8 @@
     python benchmarks/zoo.py [--only 'timm/vit*'] [--resume] [--jobs 2] [--photo PATH] [--out docs/zoo.md]
 
 Of each timm module the classification variant with the fewest parameters (timm's miniatures for its own tests, test_*,
-left out), of torchvision all; random weights of a fixed seed, the photo at the network's own size. Parameters that are
+left out), of torchvision all; random weights of a fixed seed, a photo (the portrait that comes with matplotlib, unless
+told otherwise) at the network's own size. Parameters that are
 zero before training (heads, the last scale of a residual branch) stop the gradient: they get small seeded noise, the
 scales of norms one; and batch norms get the statistics of the photo, without which deep networks fade to one number.
 Each network runs in a process of its own. --only and --resume keep the table's other rows; --resume runs only what is
@@ -27,6 +28,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
@@ -37,7 +39,7 @@ from gradlight.models.base import Layer
 from gradlight.models.classifiers import Classifier
 
 ROOT = Path(__file__).resolve().parents[1]
-PHOTO = ROOT / "data" / "bundled" / "scene_1.png"
+PHOTO = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
 SELECTIVE = ("cam", "normgrad_real")
 ANYWHERE = [name for name in METHODS if name not in SELECTIVE]
 WEIGHTED = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
