@@ -91,6 +91,9 @@ def torchvision_network(
     if name in ("googlenet", "inception_v3"):
         # As the published weights want it, which would otherwise be set only where they are downloaded.
         options |= {"aux_logits": False, "transform_input": True, "init_weights": False}
+    if name.startswith("vit_"):
+        # Its position embedding is of one size, which must be the preset's also where nothing is downloaded.
+        options["image_size"] = weights.meta["min_size"][0]
     if pretrained:
         url_weights(source, weights.url)
 

@@ -29,6 +29,7 @@ from gradlight.models.logits import find_logits
 from gradlight.models.preprocessing import IMAGENET, Preprocessing
 from gradlight.models.targets import parse
 from gradlight.models.view import View
+from gradlight.models.zoo import torchvision_network
 
 RNG = np.random.default_rng(0)
 HWC = RNG.integers(0, 256, (70, 90, 3), dtype=np.uint8)
@@ -492,6 +493,13 @@ def test_networks_with_auxiliary_heads(name: str, tmp_path: Path) -> None:
     pixels = torch.randn(1, 3, 96, 96)
     published.transform_input = True
     assert torch.allclose(model.objective(3)(pixels), published.eval()(pixels)[:, 3:4], atol=1e-4)
+
+
+def test_a_vision_transformer_is_of_the_size_of_its_preset() -> None:
+    with torch.device("meta"):
+        found = torchvision_network("vit_h_14", pretrained=False)
+    assert found.preprocessing.size == (518, 518)
+    assert found.network.image_size == 518
 
 
 @pytest.mark.parametrize("library", ["timm", "torchvision"])
