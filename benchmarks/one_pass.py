@@ -67,6 +67,7 @@ def own(model: Classifier, pixels: Tensor, layers: list[Layer]) -> dict[str, Job
         FLOOR: floor(model.network, pixels, layers[0]),
         FULL: whole(model.network, pixels),
         f"capture of {count} layers, no method": capture(model, pixels, layers),
+        f"1 method (grad_cam) × {count} layers": lambda: explain("grad_cam"),
         f"1 method (normgrad) × {count} layers": lambda: explain("normgrad"),
         several: explain,
         f"{several}, compiled": lambda: explain(compiled=True),

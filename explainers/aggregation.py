@@ -14,7 +14,7 @@ __all__ = ["AGGREGATES", "filter_norm", "largest", "largest_magnitude", "norm", 
 
 def total(contribution: Contribution) -> Tensor:
     """Sum the entries: voting, as in linear approximation."""
-    return contribution.total.sum(1)
+    return _joined(torch.sum, contribution.total)
 
 
 def positive_total(contribution: Contribution) -> Tensor:
@@ -24,27 +24,32 @@ def positive_total(contribution: Contribution) -> Tensor:
 
 def largest(contribution: Contribution) -> Tensor:
     """Take the largest entry with its sign."""
-    return contribution.highest.amax(1)
+    return _joined(torch.amax, contribution.highest)
 
 
 def largest_magnitude(contribution: Contribution) -> Tensor:
     """Take the largest absolute value: max_k |g_k| for the gradient (table 2, row 1)."""
-    return torch.maximum(contribution.highest.amax(1), -contribution.lowest.amin(1))
-
-
-def _over_groups(norms: Tensor) -> Tensor:
-    """Join the norms of the groups, which may be too small or too large for their squares."""
-    return norms.squeeze(1) if norms.shape[1] == 1 else Dense(norms).norm.squeeze(1)
+    return torch.maximum(largest(contribution), -_joined(torch.amin, contribution.lowest))
 
 
 def norm(contribution: Contribution) -> Tensor:
     """Take the Frobenius norm of the entries: NormGrad."""
-    return _over_groups(contribution.norm)
+    return _joined(_root_sum, contribution.norm)
 
 
 def filter_norm(contribution: Contribution) -> Tensor:
     """Drop the negative entries, then take the Frobenius norm: selective NormGrad."""
-    return _over_groups(contribution.positive_norm)
+    return _joined(_root_sum, contribution.positive_norm)
+
+
+def _joined(join: Callable[..., Tensor], statistic: Tensor) -> Tensor:
+    """Join a statistic [B,G,h,w] of the groups to [B,h,w]; mostly there is only one."""
+    return statistic[:, 0] if statistic.shape[1] == 1 else join(statistic, 1)
+
+
+def _root_sum(norms: Tensor, groups: int) -> Tensor:
+    """Join norms, which may be too small or too large for their squares, along the dimension of the groups."""
+    return Dense(norms).norm.squeeze(groups)
 
 
 AGGREGATES: dict[str, Callable[[Contribution], Tensor]] = {

@@ -22,6 +22,7 @@ from .methods import AnyMethod, Method
 from .per_image import NotCoveredError, stepped
 from .statistics import Statistics
 from .tap import Tap
+from .threads import few_threads
 
 __all__ = ["BatchMaps", "Job"]
 
@@ -95,13 +96,12 @@ class Job:
         found: dict[tuple[str, str], list[Tensor]] = {(m.name, at.name): [] for m in self._tapped for at in self.layers}
         for number in range(count):
             recording.visit(number, partial(self._see, found))
-        asked = torch.tensor([len(row) for row in recording.targets])
-        own = torch.arange(count) < asked.unsqueeze(1)
-        return BatchMaps({key: torch.stack(maps, 1)[own] for key, maps in found.items()}, recording.targets)
+        return BatchMaps({key: _of_rows(maps, recording.targets) for key, maps in found.items()}, recording.targets)
 
     def _see(self, found: dict[tuple[str, str], list[Tensor]], tap: Tap) -> None:
-        """Make every method's map of a tap, image by image where the batch is too large for the processor's cache."""
-        taps = [tap] if len(tap.gradient) == 1 or _bytes(tap.gradient) <= _CACHED else list(tap.images())
+        """Make every method's map of a tap, some images at a time where the batch is too large for the cache."""
+        size = max(1, _CACHED * len(tap.gradient) // _bytes(tap.gradient))
+        taps = [tap] if size >= len(tap.gradient) else list(tap.parts(size))
         # Nobody's autocast, neither the caller's nor our own, is for the statistics.
         with torch.autocast(tap.gradient.device.type, enabled=False):
             made = [self._maps(part) for part in taps]
@@ -109,12 +109,13 @@ class Job:
             found[method.name, tap.layer.name].append(maps[0] if len(maps) == 1 else torch.cat(maps))
 
     def _maps(self, tap: Tap) -> list[Tensor]:
-        if self._statistics is None:
-            return [method(tap) for method in self._tapped]
-        self._statistics.fill(tap)
-        maps = [method(tap) for method in self._tapped]
-        self._statistics.learn(tap)
-        return maps
+        with few_threads(tap.gradient):
+            if self._statistics is None:
+                return [method(tap) for method in self._tapped]
+            self._statistics.fill(tap)
+            maps = [method(tap) for method in self._tapped]
+            self._statistics.learn(tap)
+            return maps
 
     def _stepped(self, objective: Objective, pixels: Tensor, meta: Meta) -> BatchMaps:
         """The same at θ', whose step is taken for each image and target alone, with the target chosen at θ.
@@ -192,6 +193,16 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
+def _of_rows(maps: Sequence[Tensor], targets: Targets) -> Tensor:
+    """Put the maps [B,h,w] of the first targets, of the second …, in the order of the images' own targets [M,h,w]."""
+    if len(maps) == 1:
+        return maps[0]
+    asked = torch.tensor([len(row) for row in targets])
+    return torch.stack(list(maps), 1)[torch.arange(len(maps)) < asked.unsqueeze(1)]
+
+
 def _joined(parts: Sequence[BatchMaps]) -> BatchMaps:
+    if len(parts) == 1:
+        return parts[0]
     maps = {key: torch.cat([part.maps[key] for part in parts]) for key in parts[0].maps}
     return BatchMaps(maps, [row for part in parts for row in part.targets])

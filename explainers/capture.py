@@ -66,24 +66,26 @@ class Recording:
 
     def taps(self, target: int) -> dict[str, Tap]:
         """Go back once from target number `target` of every image to all layers at once, and keep every gradient."""
-        found: dict[str, Tap] = {}
+        names, found = list(self._marks), dict[str, Tap]()
         self.visit(target, lambda tap: found.update({tap.layer.name: tap}))
-        return {name: found[name] for name in self._marks}
+        return {name: found[name] for name in names}
 
     def visit(self, target: int, see: See) -> None:
         """Go back once from target number `target` of every image, and show each tap as soon as it has its gradient.
 
         The deepest comes first; a gradient is dropped when `see` returns, unless it is kept there. The last target
-        frees what the pass has held. Raises GradlightError for a layer that the score does not depend on.
+        frees what the pass has held, layer by layer on the way back, so that gradients find memory that is at hand.
+        Raises GradlightError for a layer that the score does not depend on.
         """
         if not self.scores.requires_grad:
             raise _no_gradient(self._marks)
         last = target == self.scores.shape[1] - 1
         missing = set(self._marks)
+        take = self._marks.pop if last else self._marks.__getitem__
         with ExitStack() as undo:
-            for name, mark in self._marks.items():
-                show = partial(self._show, name, see, missing)
-                undo.callback(mark.tensor.register_hook(show).remove)
+            for name in missing:
+                show = partial(self._show, name, see, missing, take)
+                undo.callback(self._marks[name].tensor.register_hook(show).remove)
             torch.autograd.grad(self.scores[:, target].sum(), self._ends(), retain_graph=not last, allow_unused=True)
         if missing:
             raise _no_gradient(missing)
@@ -96,14 +98,20 @@ class Recording:
         tensors = [mark.tensor for mark in self._marks.values()]
         return [tensor for tensor in tensors if tensor.is_leaf] if tensors[0].is_leaf else tensors
 
-    def _show(self, name: str, see: See, missing: set[str], gradient: Tensor) -> None:
+    def _show(self, name: str, see: See, missing: set[str], take: Callable[[str], _Mark], gradient: Tensor) -> None:
         missing.discard(name)
-        mark = self._marks[name]
-        if name not in self._places:
-            source = None if mark.source is None else mark.source.detach()
-            x = precise(mark.layer.layout(mark.tensor))
-            self._places[name] = Tap(mark.layer, mark.module, x, x[:0], source)
-        see(self._places[name].toward(precise(mark.layer.layout(gradient))))
+        mark = take(name)
+        tap = self._places.pop(name, None) or _place(mark)
+        if name in self._marks:
+            self._places[name] = tap
+        see(tap.toward(precise(mark.layer.layout(gradient))))
+
+
+def _place(mark: _Mark) -> Tap:
+    """Make the tap of a layer that all targets share, without a gradient."""
+    source = None if mark.source is None else mark.source.detach()
+    x = precise(mark.layer.layout(mark.tensor))
+    return Tap(mark.layer, mark.module, x, x[:0], source)
 
 
 def _no_gradient(names: Any) -> GradlightError:

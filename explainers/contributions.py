@@ -97,10 +97,10 @@ class Dense(Contribution):
 
     def _root(self, part: Callable[[], Tensor], power: Tensor) -> Tensor:
         """Give the root of `power`, the summed squares of a part of the values, or of its scaled squares."""
-        largest = power.flatten(1).amax(1)
+        largest = power.flatten(1).amax(1).tolist()
         # Far from both ends of float32 an entry whose square vanishes is too small beside the largest to be seen in
         # the sum, so the scale would change no digit; it costs three passes over the values.
-        if bool(((largest > _SAFE) & (largest < 1 / _SAFE)).all()):
+        if all(_SAFE < value < 1 / _SAFE for value in largest):
             return power.sqrt_()
         return part().div_(self._scale).square_().sum(2).sqrt_() * self._scale.squeeze(1)
 

@@ -64,20 +64,21 @@ class Tap:
         other.__dict__["activation_field"] = self.activation_field
         return other
 
-    def images(self) -> Iterator[Tap]:
-        """Cut the tap into those of its images."""
-        for at in range(len(self.activation)):
-            x, g = self.activation[at : at + 1], self.gradient[at : at + 1]
-            yield _TapOfOne(self.layer, self.module, x, g, self.raw_source, self, at)
+    def parts(self, size: int) -> Iterator[Tap]:
+        """Cut the tap into those of at most `size` images each."""
+        for at in range(0, len(self.activation), size):
+            these = slice(at, at + size)
+            x, g = self.activation[these], self.gradient[these]
+            yield _PartOfTap(self.layer, self.module, x, g, self.raw_source, self, these)
 
 
 @dataclass(frozen=True)
-class _TapOfOne(Tap):
-    """The tap of one image of a batch; in memory, its module's input may be cut otherwise than by images."""
+class _PartOfTap(Tap):
+    """The tap of some images of a batch; in memory, its module's input may be cut otherwise than by images."""
 
     whole: Tap
-    at: int
+    these: slice
 
     @property
     def source(self) -> Tensor:
-        return self.whole.source[self.at : self.at + 1]
+        return self.whole.source[self.these]

@@ -99,9 +99,9 @@ class Explainable(ABC):
 
     def cast(self, pixels: Tensor) -> Tensor:
         """Bring pixels to the network's floating-point dtype and its device."""
-        parameters = list(self.network.parameters())
-        dtype = next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)
-        return pixels.to(device=parameters[0].device if parameters else "cpu", dtype=dtype)
+        device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
+        dtype = next((p.dtype for p in self.network.parameters() if p.is_floating_point()), torch.float32)
+        return pixels.to(device=device, dtype=dtype)
 
     def layers(self, size: tuple[int, int] | None = None) -> list[Layer]:
         """List every spatial layer in the order of execution, "input" first, for pixels of a size (height, width)."""

@@ -13,8 +13,9 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 import gradlight as gl
-from gradlight.explainers import statistics
+from gradlight.explainers import statistics, threads
 from gradlight.explainers.capture import record
+from gradlight.explainers.contributions import Contribution, Dense
 from gradlight.explainers.methods import METHODS
 from gradlight.explainers.scratch import scratch_like
 from gradlight.explainers.statistics import Statistics
@@ -181,17 +182,42 @@ def test_working_memory_is_used_over_and_over() -> None:
     assert scratch_like(torch.empty(2**23)).data_ptr() != place
 
 
-def test_a_gradient_is_dropped_as_soon_as_it_was_seen() -> None:
+@pytest.mark.parametrize("what", ["gradient", "activation"])
+def test_a_tap_is_dropped_as_soon_as_it_was_seen(what: str) -> None:
     model, pixels = small()
     layers = [layer for layer in model.layers((64, 64)) if layer.name.startswith("layer") and "." not in layer.name]
     alive: list[weakref.ref[Tensor]] = []
     counts: list[int] = []
 
     def see(tap: Tap) -> None:
-        alive.append(weakref.ref(tap.gradient))
+        alive.append(weakref.ref(getattr(tap, what)))
         counts.append(sum(each() is not None for each in alive))
 
     with preserved(model.network):
-        recording = record(model.objective(0), pixels, layers)
-        recording.visit(0, see)
+        recording = record(model.objective([[0, 1]]), pixels[:1], layers)
+        recording.visit(0, lambda tap: None)
+        recording.visit(1, see)
     assert counts == [1, 1, 1, 1]
+
+
+@pytest.mark.skipif(not torch.backends.openmp.is_available(), reason="the number of threads is the whole process's")
+def test_small_statistics_wake_no_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, pixels = small()
+    monkeypatch.setattr(threads, "_WORTH", 4 * 32768)
+    used: dict[int, int] = {}
+
+    def noting(tap: Tap) -> Contribution:
+        used[tap.gradient.numel() * tap.gradient.element_size()] = torch.get_num_threads()
+        if len(used) == 4:
+            raise KeyError("the last layer is none of mine")
+        return Dense(tap.gradient)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        with pytest.raises(KeyError, match="none of mine"):
+            gl.explain(model, pixels[:1], 0, methods=gl.Method(noting, "sum"), layers="stages")
+        assert used == {8192: 1, 16384: 1, 32768: 1, 65536: 4}
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
