@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -141,6 +142,12 @@ def _noted(memory: Any) -> State:
     }
 
 
+def _handed(part: nn.Module, memory: Any) -> dict[str, Any]:
+    """Name the memory as a part of the library calls it: `cache` of late, `past_key_values` before."""
+    name = "cache" if "cache" in inspect.signature(part.forward).parameters else "past_key_values"
+    return {name: memory}
+
+
 def _cross(parts: nn.ModuleDict, seen: Tensor, tokens: Tensor, memory: Any) -> Tensor:
     """Run a decoder that reads the image by cross-attention."""
     before = 0 if memory is None else memory.get_seq_length()
@@ -148,8 +155,8 @@ def _cross(parts: nn.ModuleDict, seen: Tensor, tokens: Tensor, memory: Any) -> T
         input_ids=tokens,
         attention_mask=tokens.new_ones(len(tokens), before + tokens.shape[1]),
         encoder_hidden_states=seen,
-        past_key_values=memory,
         use_cache=memory is not None,
+        **_handed(parts["text"], memory),
     ).logits
     return logits
 
@@ -159,14 +166,16 @@ def _prefix(parts: nn.ModuleDict, seen: Tensor, tokens: Tensor, memory: Any) -> 
     places, count = seen.shape[1], tokens.shape[1]
     cache = None if memory is None else memory.self_attention_cache
     past = 0 if cache is None else cache.get_seq_length()
-    words = parts["embeddings"](tokens, past_key_values_length=max(past - places, 0))
+    said = max(past - places, 0)
+    words = parts["embeddings"](tokens, position_ids=torch.arange(said, said + count, device=tokens.device)[None])
     hidden = words if past else torch.cat([seen, words], 1)
     here = torch.arange(past, past + hidden.shape[1], device=seen.device)[:, None]
     there = torch.arange(past + hidden.shape[1], device=seen.device)[None, :]
     unseen = (there > here) & (there >= places)
     mask = torch.zeros(unseen.shape, dtype=hidden.dtype, device=seen.device)
     mask = mask.masked_fill(unseen, torch.finfo(hidden.dtype).min)[None, None]
-    found = parts["encoder"](hidden, attention_mask=mask, past_key_values=cache, use_cache=cache is not None)[0]
+    encoder = parts["encoder"]
+    found = encoder(hidden, attention_mask=mask, use_cache=cache is not None, **_handed(encoder, cache))[0]
     logits: Tensor = parts["output"](found[:, -count:])
     return logits
 
