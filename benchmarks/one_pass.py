@@ -4,7 +4,7 @@
 
 F_tap is one forward pass and one backward pass from a score to the earliest tapped layer, weights frozen; "full" goes
 back to the pixels. Layers are the stem and every block, or every ReLU and pooling; the combination is of the four
-deepest stages.
+deepest stages, and its own floor is the bare pass to the earliest of these.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def compare(name: str, model: Classifier, pixels: Tensor, options: argparse.Name
 def own(model: Classifier, pixels: Tensor, layers: list[Layer]) -> dict[str, Job]:
     """Make the bare passes and our own jobs."""
     names, count = [layer.name for layer in layers], len(layers)
-    stages = [stage.name for stage in model.stages((pixels.shape[2], pixels.shape[3]))][-4:]
+    deepest = model.stages((pixels.shape[2], pixels.shape[3]))[-4:]
+    stages = [stage.name for stage in deepest]
 
     def explain(
         methods: str | list[str] = ANYWHERE, at: list[str] = names, *, compiled: bool = False
@@ -72,6 +73,7 @@ def own(model: Classifier, pixels: Tensor, layers: list[Layer]) -> dict[str, Job
         several: explain,
         f"{several}, compiled": lambda: explain(compiled=True),
         f"{several}, upsampled to the pixels": lambda: (maps := explain()).resized(maps.size),
+        f"the combination's own floor, to {stages[0]}": floor(model.network, pixels, deepest[0]),
         f"combination of {len(stages)} layers, 1 method, at the pixels": lambda: explain(
             "selective_normgrad", stages
         ).combine("linear", "product"),

@@ -5,7 +5,7 @@
 Beside it stands the bare work: one forward pass, and as many backward passes to the earliest layer as there are
 targets, one after another. Maps: selective_normgrad at "stages". "Beyond the forward pass" is the share of the backward
 passes' time that the targets take. The bound is one backward pass of a batch of as many images, against as many
-backward passes of one image.
+backward passes of one image; "at once" is one call of autograd for all scores of one image (is_grads_batched).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import partial
 from itertools import cycle, islice
 
 import torch
-from networks import add_networks, classifier, graph_from, noise, scored
+from networks import add_networks, classifier, graph_from, noise
 from timing import Job, clock_of, measured, parser, settle, table
 from torch import Tensor
 
@@ -104,9 +104,11 @@ def bound(name: str, options: argparse.Namespace) -> None:
     count, jobs = options.bound, dict[str, Job]()
     layouts = {"NCHW": LAYOUTS["NCHW"]} if name.startswith("vit") else LAYOUTS
     for layout, kept in layouts.items():
-        one, many = (way_back(name, batch, kept, options) for batch in (1, count))
-        jobs[f"{count} backward passes of one image, {layout}"] = partial(repeated, one, count)
-        jobs[f"one backward pass of {count} images, {layout}"] = many
+        scores, begun = ran(name, 1, kept, options)
+        jobs[f"{count} backward passes of one image, {layout}"] = partial(one_by_one, scores, begun, count)
+        jobs[f"{count} scores of one image at once, {layout}"] = partial(at_once, scores, begun, count)
+        several = ran(name, count, kept, options)
+        jobs[f"one backward pass of {count} images, {layout}"] = partial(one_by_one, *several, 1)
     found = measured(jobs, options.repeats, clock_of(options.device))
     floor = next(iter(jobs))
     rows = [(job, f"{found.seconds(job):.3f}", f"{found.ratio(job, floor):.2f}") for job in jobs]
@@ -114,18 +116,26 @@ def bound(name: str, options: argparse.Namespace) -> None:
     print(table(("job", "s", "× the first"), rows), flush=True)
 
 
-def way_back(name: str, batch: int, layout: torch.memory_format, options: argparse.Namespace) -> Job:
-    """Run a network forward once, and give the backward pass, which can be taken again and again."""
+def ran(name: str, batch: int, layout: torch.memory_format, options: argparse.Namespace) -> tuple[Tensor, list[Tensor]]:
+    """Run a network forward once: its scores, and where autograd's graph begins."""
     model = classifier(name, options.device, options.size)
     model.network.to(memory_format=layout)
     pixels = noise(batch, options.device, options.size).contiguous(memory_format=layout)
-    score, begun = scored(model.network, pixels, model.stages((options.size, options.size))[0])
-    return partial(torch.autograd.grad, score, begun, retain_graph=True)
+    with graph_from(model.network, model.stages((options.size, options.size))[0]) as begun:
+        return model.network(pixels), begun
 
 
-def repeated(job: Job, count: int) -> None:
-    for _ in range(count):
-        job()
+def one_by_one(scores: Tensor, begun: list[Tensor], count: int) -> None:
+    """Go back from the first scores of all images, one after another."""
+    for number in range(count):
+        torch.autograd.grad(scores[:, number].sum(), begun, retain_graph=True)
+
+
+def at_once(scores: Tensor, begun: list[Tensor], count: int) -> None:
+    """Go back from the first scores of all images in one call, which lays them along a batch of their own."""
+    ends = torch.eye(count, scores.shape[1], dtype=scores.dtype, device=scores.device)
+    sent = ends[:, None].expand(count, *scores.shape)
+    torch.autograd.grad(scores, begun, sent, retain_graph=True, is_grads_batched=True)
 
 
 if __name__ == "__main__":
