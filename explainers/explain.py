@@ -11,7 +11,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..errors import GradlightError, GradlightWarning
-from ..models.base import Explainable, Photo, as_list
+from ..models.base import Explainable, Photo, as_list, check_model
 from ..models.objective import Objective, Target
 from .arithmetic import Arithmetic
 from .batch import BatchMaps, Job
@@ -54,8 +54,10 @@ def explain(
     back, bit for bit, as long as nothing that decides them has changed. precision: "bf16" runs the passes in bfloat16,
     about twice as fast where the processor has it; the statistics stay in float32. compile: let torch compile the
     statistics, seconds once, for long runs.
-    Raises GradlightError for a target, method, layer or image that is not to be had. (Paper: algorithm 1, section 4.4.)
+    Raises GradlightError for what is no model, and for a target, method, layer or image that is not to be had. (Paper:
+    algorithm 1, section 4.4.)
     """
+    check_model(model)
     _check_meta(meta)
     chosen, given = methods_of(methods), as_list(images)
     total = len(given)

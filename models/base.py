@@ -23,7 +23,7 @@ from .objective import Objective
 from .preprocessing import Preprocess
 from .view import View
 
-__all__ = ["Explainable", "ImageLike", "Layer", "Photo", "View", "as_list"]
+__all__ = ["Explainable", "ImageLike", "Layer", "Photo", "View", "as_list", "check_model"]
 
 ImageLike = str | Path | Image.Image | npt.NDArray[Any]
 
@@ -130,6 +130,17 @@ class Explainable(ABC):
         Hashed again only when the weights have changed (`fingerprint.weights_sha256` tells how this is noticed).
         """
         return weights_sha256(self.network)
+
+
+def check_model(model: Any) -> None:
+    """Raise GradlightError, with the call that makes one, for what is no model: a bare network, a name."""
+    if isinstance(model, Explainable):
+        return
+    what, call = (repr(model), repr(model)) if isinstance(model, str) else (f"a {type(model).__name__}", "network")
+    raise GradlightError(
+        f"A model is what gradlight.classifier or gradlight.captioner gives, not {what}. Wrap it first:"
+        f" gradlight.classifier({call})."
+    )
 
 
 def as_list(images: Any) -> list[ImageLike] | Tensor:

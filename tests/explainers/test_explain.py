@@ -108,6 +108,19 @@ def test_what_cannot_be_done_says_why(model: object, given: dict[str, object], m
         gl.explain(model, PIXELS, **{"target": 1, **given})
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (network(), r"not a Sequential\. Wrap it first: gradlight\.classifier\(network\)"),
+        ("timm/resnet50", r"not 'timm/resnet50'\. Wrap it first: gradlight\.classifier\('timm/resnet50'\)"),
+        (None, "not a NoneType"),
+    ],
+)
+def test_what_is_no_model_says_how_to_make_one(given: object, message: str) -> None:
+    with pytest.raises(GradlightError, match=message):
+        gl.explain(given, PIXELS, 1)
+
+
 def test_no_image_is_an_error(model: object) -> None:
     with pytest.raises(GradlightError, match="no image to explain"):
         gl.explain(model, [])
