@@ -17,6 +17,8 @@ from .tables import Cell, Table
 __all__ = ["Glimpse", "curves", "strip", "tables"]
 
 _PANEL = 1.5
+_TELLING = 1e-4
+"""Of a map's largest value. Sums over channels that nearly cancel leave more rounding than one value has."""
 
 
 @dataclass(frozen=True)
@@ -110,19 +112,33 @@ def curves(figures: dict[str, Any], mode: str) -> Figure:
 
 
 def strip(glimpses: Sequence[Glimpse]) -> Figure:
-    """Draw the deepest maps of one photo step by step: a row for each method and variant (paper, figures 8 and 13)."""
+    """Draw the maps of one photo step by step: a row for each method and variant (paper, figures 8 and 13).
+
+    Each method at its deepest layer, but above those where its map of the trained network is the same everywhere.
+    """
     first = glimpses[0].maps["plain"]
-    photo, layer = first.images[0], first.layers[-1]
-    rows = [(method, variant) for variant in glimpses[0].maps for method in first.methods]
-    drawing = Figure(figsize=(_PANEL * (len(glimpses) + 1), (_PANEL + 0.2) * len(rows)), layout="constrained")
+    rows = [(method, _place(first, method), variant) for variant in glimpses[0].maps for method in first.methods]
+    drawing = Figure(figsize=(_PANEL * (len(glimpses) + 1), (_PANEL + 0.3) * len(rows)), layout="constrained")
     panels = drawing.subplots(len(rows), len(glimpses) + 1, squeeze=False)
+    photo = first.images[0]
     picture = picture_of(photo)
-    for line, (method, variant) in zip(panels, rows, strict=True):
+    for line, (method, layer, variant) in zip(panels, rows, strict=True):
         draw_photo(line[0], photo, picture)
-        line[0].set_title(method if variant == "plain" else f"{method}\n{variant}", fontsize=7)
+        where = layer if variant == "plain" else f"{layer}, {variant}"
+        line[0].set_title(f"{method}\n{where}", fontsize=7)
         for panel, glimpse in zip(line[1:], glimpses, strict=True):
             values = glimpse.maps[variant].upsampled(method, layer)[0, 0].double().cpu().numpy()
             draw_photo(panel, photo, picture)
             draw_map(panel, photo, values, bool((values < 0).any()), 0.65)
             panel.set_title(glimpse.title, fontsize=7)
     return drawing
+
+
+def _place(maps: SaliencyMaps, method: str) -> str:
+    """Find the deepest layer at which a method's map of one photo differs from place to place by more than rounding."""
+    deepest_first = [layer for name, layer in maps.pairs if name == method][::-1]
+    for layer in deepest_first:
+        values = maps[method, layer][0, 0]
+        if float(values.max() - values.min()) > _TELLING * float(values.abs().max()):
+            return layer
+    return deepest_first[0]

@@ -23,6 +23,7 @@ from gradlight.evaluation import weight_randomisation as module
 from gradlight.evaluation.focus import focus
 from gradlight.evaluation.ledger import Ledger
 from gradlight.evaluation.pinning import Pinned, twin
+from gradlight.evaluation.randomisation_report import Glimpse, strip
 from gradlight.evaluation.randomising import randomise, weighted_modules
 from gradlight.evaluation.result import Result
 from gradlight.evaluation.samples import open_samples
@@ -135,6 +136,18 @@ def test_the_tables_and_pictures_tell_the_figures(result: Result) -> None:
     # Two methods with and without the step; photo, trained, five steps.
     assert len(strip.axes) == 4 * 7
     assert len(result.pictures["cascading_curves"]().axes) == len(LAYERS)
+
+
+def test_the_strip_shows_each_method_where_its_map_says_something() -> None:
+    """Before a mean over the image every gradient is one number, or rounding; at the pixels there are other methods."""
+    methods = ["gradient", "gradient_sum", "linear_approx", "occlusion"]
+    maps = gl.explain(
+        gl.classifier("scenes"), f"scenes:{HELD_OUT[0]}", methods=methods, layers=["input", "layer3", "layer4"]
+    )
+    drawing = strip([Glimpse("trained", {"plain": maps})])
+    titles = [panel.get_title() for panel in drawing.axes[::2]]
+    assert titles == ["gradient\nlayer3", "gradient_sum\nlayer3", "linear_approx\nlayer4", "occlusion\ninput"]
+    assert {panel.get_title() for panel in drawing.axes[1::2]} == {"trained"}
 
 
 @pytest.mark.parametrize(
