@@ -90,7 +90,7 @@ def by_hand(network: CaptionNetwork, image: Tensor, text: str, part: slice, laye
         }
 
 
-def close(found: Tensor, wanted: Tensor, rtol: float = 1e-9) -> None:
+def assert_close(found: Tensor, wanted: Tensor, rtol: float = 1e-9) -> None:
     torch.testing.assert_close(found, wanted, rtol=rtol, atol=float(wanted.abs().max()) * rtol)
     assert wanted.abs().max() > 0
 
@@ -108,7 +108,7 @@ def test_the_maps_are_the_definition(model: Captioner, target: str, part: slice)
     for layer in STAGES:
         for i, image in enumerate(PIXELS):
             for method, wanted in by_hand(model.network, image, TEXT, part, layer).items():
-                close(maps[method, layer][i, 0], wanted)
+                assert_close(maps[method, layer][i, 0], wanted)
 
 
 def test_the_maps_of_words_are_the_definition(model: Captioner) -> None:
@@ -117,7 +117,7 @@ def test_the_maps_of_words_are_the_definition(model: Captioner) -> None:
         for i, image in enumerate(PIXELS):
             for k in range(6):
                 for method, wanted in by_hand(model.network, image, TEXT, slice(k, k + 1), layer).items():
-                    close(maps[method, layer][i, k], wanted)
+                    assert_close(maps[method, layer][i, k], wanted)
     assert [target.label for target in maps.targets[1]] == TEXT.split()
     with torch.no_grad():
         scores = steps_of(model.network, model.network.features(PIXELS[1:]), TEXT)
@@ -128,7 +128,7 @@ def test_end_belongs_to_the_caption_unless_it_is_left_out() -> None:
     for count_end, part in ((True, slice(None)), (False, slice(-1))):
         model = captioner("soft", count_end=count_end)
         maps = gl.explain(model, PIXELS, TEXT)
-        close(
+        assert_close(
             maps["selective_normgrad", "layer2"][0, 0],
             by_hand(model.network, PIXELS[0], TEXT, part, "layer2")["selective_normgrad"],
         )
@@ -160,7 +160,7 @@ def test_the_maps_of_the_pixels_themselves(model: Captioner) -> None:
     maps = gl.explain(model, PIXELS, TEXT, methods="gradient", layers="input")
     leaf = PIXELS[:1].clone().requires_grad_()
     (g,) = torch.autograd.grad(steps_of(model.network, model.network.features(leaf), TEXT).sum(), leaf)
-    close(maps["gradient", "input"][0, 0], g.abs().amax(1)[0])
+    assert_close(maps["gradient", "input"][0, 0], g.abs().amax(1)[0])
 
 
 # One pass
@@ -191,9 +191,9 @@ def test_words_together_are_each_word_alone(model: Captioner) -> None:
             assert torch.equal(again[key], together[key])
     for k, word in enumerate(caption.words):
         alone = gl.explain(model, PIXELS[:1], word)
-        close(alone["selective_normgrad", "layer1"][:, 0], together["selective_normgrad", "layer1"][:, k])
+        assert_close(alone["selective_normgrad", "layer1"][:, 0], together["selective_normgrad", "layer1"][:, k])
     some = gl.explain(model, PIXELS[:1], caption.words[1:3])
-    close(some["selective_normgrad", "layer2"], together["selective_normgrad", "layer2"][:, 1:3])
+    assert_close(some["selective_normgrad", "layer2"], together["selective_normgrad", "layer2"][:, 1:3])
 
 
 def test_none_is_the_caption_that_it_says(model: Captioner) -> None:
@@ -203,7 +203,7 @@ def test_none_is_the_caption_that_it_says(model: Captioner) -> None:
     assert [row[0].label for row in maps.targets] == [caption.text for caption in captions]
     assert [row[0].score for row in maps.targets] == pytest.approx([caption.log_prob for caption in captions])
     for key in maps.pairs:
-        close(given[key], maps[key])
+        assert_close(given[key], maps[key])
 
 
 def test_a_list_has_a_target_for_each_image(model: Captioner) -> None:
@@ -211,7 +211,7 @@ def test_a_list_has_a_target_for_each_image(model: Captioner) -> None:
     for i, (first, second) in enumerate((("a ring", "[a] red star"), (TEXT, "blue"))):
         for k, text in enumerate((first, second)):
             alone = gl.explain(model, PIXELS[i : i + 1], text)
-            close(maps["selective_normgrad", "layer1"][i, k], alone["selective_normgrad", "layer1"][0, 0])
+            assert_close(maps["selective_normgrad", "layer1"][i, k], alone["selective_normgrad", "layer1"][0, 0])
     with pytest.raises(GradlightError, match="3 targets for 2 images"):
         gl.explain(model, PIXELS, ["a ring", "blue", "a red star"])
 
@@ -225,8 +225,8 @@ def test_captions_of_different_word_counts_have_maps_of_their_own(batch_size: in
     assert maps.rows("selective_normgrad", "layer1").shape[0] == 16
     for image, text in enumerate(texts):
         alone = gl.explain(model, pixels[image : image + 1], text, words=True, meta=meta)
-        close(maps.rows("selective_normgrad", "layer1", image=image), alone["selective_normgrad", "layer1"][0])
-        close(maps[image : image + 1]["selective_normgrad", "layer1"], alone["selective_normgrad", "layer1"])
+        assert_close(maps.rows("selective_normgrad", "layer1", image=image), alone["selective_normgrad", "layer1"][0])
+        assert_close(maps[image : image + 1]["selective_normgrad", "layer1"], alone["selective_normgrad", "layer1"])
     with pytest.raises(GradlightError, match=r"2 to 6 targets each, so their maps form no \[images"):
         maps["selective_normgrad", "layer1"]
     with pytest.raises(GradlightError, match=r"2 to 6 targets each, so their scores form no \[images"):
@@ -239,7 +239,7 @@ def test_batches_make_no_difference(model: Captioner) -> None:
     whole = gl.explain(model, pixels, texts, meta=gl.Meta(0.01))
     parts = gl.explain(model, pixels, texts, meta=gl.Meta(0.01), batch_size=1)
     for key in whole.pairs:
-        close(parts[key], whole[key])
+        assert_close(parts[key], whole[key])
 
 
 # The meta step
@@ -259,7 +259,7 @@ def test_the_step_is_sgd_on_the_whole_caption(
         optimiser.step()
         for layer in STAGES:
             for method, wanted in by_hand(stepped, image, TEXT, part, layer).items():
-                close(maps[method, layer][i, 0], wanted, 1e-7)
+                assert_close(maps[method, layer][i, 0], wanted, 1e-7)
         assert not torch.allclose(maps["selective_normgrad", "layer1"][i], plain["selective_normgrad", "layer1"][i])
 
 
@@ -268,7 +268,7 @@ def test_every_word_takes_the_same_step() -> None:
     maps = gl.explain(model, PIXELS, TEXT, words=True, meta=gl.Meta(0.01))
     for k, text in enumerate(("[a] small star above a ring", "a [small] star above a ring")):
         alone = gl.explain(model, PIXELS, text, meta=gl.Meta(0.01))
-        close(maps["selective_normgrad", "layer2"][:, k], alone["selective_normgrad", "layer2"][:, 0])
+        assert_close(maps["selective_normgrad", "layer2"][:, k], alone["selective_normgrad", "layer2"][:, 0])
 
 
 def test_the_step_makes_a_caption_likelier() -> None:

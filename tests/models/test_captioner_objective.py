@@ -84,15 +84,15 @@ def asked(objective: CaptionObjective, pixels: Tensor = PIXELS) -> tuple[Tensor,
         return objective.scores(outputs, targets), objective.losses(outputs, targets), targets
 
 
-def close(found: Tensor, wanted: list[list[float]]) -> None:
+def assert_close(found: Tensor, wanted: list[list[float]]) -> None:
     torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64), rtol=1e-10, atol=1e-10)
 
 
 def test_several_captions_of_different_lengths_for_each_image(model: Captioner) -> None:
     scores, losses, targets = asked(model.objective(TEXTS))
     wanted = [[sum(one_by_one(model, PIXELS[i], text)) for text in row] for i, row in enumerate(TEXTS)]
-    close(scores, wanted)
-    close(-losses, wanted)
+    assert_close(scores, wanted)
+    assert_close(-losses, wanted)
     assert [[target.score for target in row] for row in targets] == scores.tolist()
     assert [[target.label for target in row] for row in targets] == TEXTS
     assert {target.kind for row in targets for target in row} == {"caption"}
@@ -104,8 +104,8 @@ def test_end_can_be_left_out(model: Captioner) -> None:
     )
     scores, losses, _ = asked(rows)
     wanted = [[sum(one_by_one(model, PIXELS[i], text)[:-1]) for text in row] for i, row in enumerate(TEXTS)]
-    close(scores, wanted)
-    close(-losses, wanted)
+    assert_close(scores, wanted)
+    assert_close(-losses, wanted)
 
 
 @pytest.mark.parametrize("count_end", [True, False])
@@ -113,7 +113,7 @@ def test_the_switch_of_a_captioner_reaches_its_objectives(count_end: bool) -> No
     model = captioner("fc", count_end=count_end)
     steps = one_by_one(model, PIXELS[0], "a red star")
     for objective in (model.objective("a red star"), model.objective("a red star").rows(0, 1, 3)):
-        close(asked(objective, PIXELS[:1])[0], [[sum(steps if count_end else steps[:-1])]])
+        assert_close(asked(objective, PIXELS[:1])[0], [[sum(steps if count_end else steps[:-1])]])
         assert objective.describe()["count_end"] is count_end
 
 
@@ -121,8 +121,8 @@ def test_the_words_and_end_are_the_caption(model: Captioner) -> None:
     text = "a small star above a ring"
     scores, losses, targets = asked(model.word_objective(text))
     steps = [one_by_one(model, image, text) for image in PIXELS]
-    close(scores, [row[:-1] for row in steps])
-    close(-losses, [[sum(row)] * 6 for row in steps])
+    assert_close(scores, [row[:-1] for row in steps])
+    assert_close(-losses, [[sum(row)] * 6 for row in steps])
     assert [(target.kind, target.index, target.label) for target in targets[0]] == [
         ("word", index, word) for index, word in enumerate(text.split())
     ]
@@ -140,8 +140,8 @@ def test_a_phrase_is_the_sum_of_its_words(text: str, start: int, stop: int) -> N
         scores, losses, targets = asked(model.objective(text))
         plain = text.replace("[", "").replace("]", "")
         steps = [one_by_one(model, image, plain) for image in PIXELS]
-        close(scores, [[sum(row[start:stop])] for row in steps])
-        close(-losses, [[sum(row)] for row in steps])
+        assert_close(scores, [[sum(row[start:stop])] for row in steps])
+        assert_close(-losses, [[sum(row)] for row in steps])
         assert (targets[0][0].label, targets[0][0].index) == (" ".join(plain.split()[start:stop]), start)
         words = asked(model.word_objective(text))[0]
         torch.testing.assert_close(words.sum(1), scores[:, 0])
@@ -163,8 +163,8 @@ def test_end_does_not_count_where_the_length_limit_cut_the_caption(family: str) 
     said = [row[0].label for row in targets]
     assert [len(text.split()) for text in said] == [4, 4, 4]
     wanted = [[sum(one_by_one(model, image, text)[:-1])] for image, text in zip(PIXELS, said, strict=True)]
-    close(scores, wanted)
-    close(-losses, wanted)
+    assert_close(scores, wanted)
+    assert_close(-losses, wanted)
     given, _, _ = asked(model.objective([[text] for text in said]))
     assert (given < scores - 1).all(), "the same words as a given text end, and END is unlikely"
 
@@ -174,15 +174,15 @@ def test_a_caption_of_its_own_remembers_that_it_was_cut() -> None:
     captions = model.caption(PIXELS, max_length=3)
     assert not any(caption.ended for caption in captions)
     scores, losses, _ = asked(model.objective(captions))
-    close(scores, [[caption.log_prob] for caption in captions])
-    close(-losses, [[caption.log_prob] for caption in captions])
+    assert_close(scores, [[caption.log_prob] for caption in captions])
+    assert_close(-losses, [[caption.log_prob] for caption in captions])
 
 
 def test_the_words_of_a_cut_caption_have_its_loss_however_they_are_asked() -> None:
     model = limited("fc", 3)
     (caption,) = model.caption(PIXELS[:1], max_length=3)
     wanted = asked(model.word_objective(caption), PIXELS[:1])[1]
-    close(-wanted, [[caption.log_prob] * 3])
+    assert_close(-wanted, [[caption.log_prob] * 3])
     torch.testing.assert_close(asked(model.objective(caption.words), PIXELS[:1])[1], wanted)
     torch.testing.assert_close(asked(model.objective(caption.span(0, 2)), PIXELS[:1])[1], wanted[:, :1])
 
@@ -194,8 +194,8 @@ def test_a_generated_caption_that_ends_counts_end() -> None:
     scores, losses, targets = asked(model.objective())
     ends = [one_by_one(model, image, "") for image in PIXELS]
     assert [row[0].label for row in targets] == ["", "", ""]
-    close(scores, ends)
-    close(-losses, ends)
+    assert_close(scores, ends)
+    assert_close(-losses, ends)
     with pytest.raises(GradlightError, match=r"says nothing of this image \(END comes first\)"):
         asked(model.word_objective())
 
@@ -248,8 +248,8 @@ def test_each_caption_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_whole_road_in_one_call(model: Captioner) -> None:
     objective = model.objective(TEXTS)
     with torch.no_grad():
-        close(objective(PIXELS), asked(objective)[0].tolist())
-        close(objective.loss(PIXELS), asked(objective)[1].mean(1).tolist())  # type: ignore[arg-type]
+        assert_close(objective(PIXELS), asked(objective)[0].tolist())
+        assert_close(objective.loss(PIXELS), asked(objective)[1].mean(1).tolist())  # type: ignore[arg-type]
 
 
 def test_the_losses_gradient_is_that_of_the_whole_caption(model: Captioner) -> None:

@@ -39,7 +39,7 @@ def attacked(tmp_path: Path) -> Attacked:
     return canary, attacks(canary)
 
 
-def refused(path: Path, canary: Path, file: str) -> None:
+def assert_refused(path: Path, canary: Path, file: str) -> None:
     """Check that reading a captioner is refused in the name of a file, and that nothing of it was run."""
     with pytest.raises(GradlightError, match=file.replace(".", r"\.")):
         read_checkpoint(path)
@@ -77,7 +77,7 @@ def test_nothing_in_infos_is_executed(attacked: Attacked, tmp_path: Path, place:
     for attack in ways.values():
         content = INFOS_PLACES[place](infos("fc"), attack)
         (folder / "infos_fc-best.pkl").write_bytes(pickle.dumps(content, protocol=protocol))
-        refused(folder, canary, "infos_fc-best.pkl")
+        assert_refused(folder, canary, "infos_fc-best.pkl")
 
 
 def test_nothing_in_a_namespace_is_executed(attacked: Attacked, tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_nothing_in_a_namespace_is_executed(attacked: Attacked, tmp_path: Path) 
         record = infos("fc")
         record["opt"].seq_length = attack
         (folder / "infos_fc-best.pkl").write_bytes(pickle.dumps(record, protocol=2))
-        refused(folder, canary, "infos_fc-best.pkl")
+        assert_refused(folder, canary, "infos_fc-best.pkl")
 
 
 def opcodes(canary: Path) -> dict[str, bytes]:
@@ -141,7 +141,7 @@ def test_nothing_beside_weights_is_executed(attacked: Attacked, tmp_path: Path, 
     for attack in ways.values():
         content = WEIGHTS_PLACES[place](fc_state(), attack)
         torch.save(content, folder / "model-best.pth", _use_new_zipfile_serialization=not old)
-        refused(folder, canary, "model-best.pth")
+        assert_refused(folder, canary, "model-best.pth")
 
 
 def sections(data: bytes) -> list[bytes]:
@@ -171,7 +171,7 @@ def test_nothing_in_any_pickle_of_the_old_format_is_executed(attacked: Attacked,
     for attack in ways.values():
         bad = [*parts[:section], pickle.dumps(attack, protocol=2), *parts[section + 1 :]]
         (folder / "model-best.pth").write_bytes(b"".join(bad))
-        refused(folder, canary, "model-best.pth")
+        assert_refused(folder, canary, "model-best.pth")
 
 
 @pytest.mark.parametrize("old", [True, False])
@@ -182,7 +182,7 @@ def test_nothing_in_a_whole_module_is_executed(attacked: Attacked, tmp_path: Pat
     inside = nn.Linear(2, 2)
     inside._modules["deeper"] = attack
     for changes in ({"encoder": attack}, {"decoder": inside}, {"decoder_optimizer": attack}, {"bleu-4": [attack]}):
-        refused(tutorial(tmp_path / "folder", old, **changes), canary, "BEST_checkpoint_toy.pth.tar")
+        assert_refused(tutorial(tmp_path / "folder", old, **changes), canary, "BEST_checkpoint_toy.pth.tar")
 
 
 def test_a_harmful_class_of_a_library_is_an_empty_thing(tmp_path: Path) -> None:
@@ -207,9 +207,9 @@ def test_nothing_in_the_place_of_json_or_safetensors_is_executed(attacked: Attac
         ):
             good = path.read_bytes()
             path.write_bytes(pickle.dumps(attack, protocol=2))
-            refused(path.parent, canary, path.name)
+            assert_refused(path.parent, canary, path.name)
             torch.save(attack, path)
-            refused(path.parent, canary, path.name)
+            assert_refused(path.parent, canary, path.name)
             path.write_bytes(good)
 
 

@@ -100,7 +100,7 @@ def every_caption(decoder: Decoder, features: Features, words: range, penalty: s
     return made
 
 
-def same(got: Found, wanted: Found) -> None:
+def assert_same(got: Found, wanted: Found) -> None:
     assert (got.tokens, got.ended) == (wanted.tokens, wanted.ended)
     assert (got.log_prob, got.rank) == pytest.approx((wanted.log_prob, wanted.rank), rel=1e-10)
 
@@ -114,7 +114,7 @@ def test_a_beam_for_every_caption_finds_the_best(rule: str, seed: int) -> None:
     finishing = RULES[rule]
     decoder, features = decoder_of(seed, finishing), features_of(1, seed)
     wanted = max(every_caption(decoder, features, range(1, 5), None, finishing.keeps_cut), key=lambda f: f.rank)
-    same(found(decoder, features, 5**LIMIT)[0], wanted)
+    assert_same(found(decoder, features, 5**LIMIT)[0], wanted)
 
 
 def test_the_best_captions_are_of_different_lengths() -> None:
@@ -134,7 +134,7 @@ def test_a_length_penalty_ranks_all_of_them(rule: str, penalty: str, seed: int) 
     finishing = RULES[rule]
     decoder, features = decoder_of(seed, finishing), features_of(1, seed)
     wanted = max(every_caption(decoder, features, range(1, 5), penalty, finishing.keeps_cut), key=lambda f: f.rank)
-    same(found(decoder, features, 5**LIMIT, penalty=penalty)[0], wanted)
+    assert_same(found(decoder, features, 5**LIMIT, penalty=penalty)[0], wanted)
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)
@@ -142,7 +142,7 @@ def test_a_length_penalty_ranks_all_of_them(rule: str, penalty: str, seed: int) 
 def test_what_goes_on_behind_end_is_never_a_caption(penalty: str, seed: int) -> None:
     decoder, features = decoder_of(seed, KEPT), features_of(1, seed)
     wanted = max(every_caption(decoder, features, range(1, 5), penalty, True), key=lambda f: f.rank)
-    same(found(decoder, features, 5**LIMIT, penalty=penalty)[0], wanted)
+    assert_same(found(decoder, features, 5**LIMIT, penalty=penalty)[0], wanted)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -151,7 +151,7 @@ def test_suppressed_unk_is_never_said(seed: int) -> None:
     with torch.no_grad():
         decoder.logit.bias[4] += 3
     wanted = max(every_caption(decoder, features, range(1, 4), None, True), key=lambda f: f.rank)
-    same(found(decoder, features, 5**LIMIT, suppress_unk=True)[0], wanted)
+    assert_same(found(decoder, features, 5**LIMIT, suppress_unk=True)[0], wanted)
     assert 4 in found(decoder, features, 5**LIMIT)[0].tokens
     for size in (1, 2):
         assert 4 not in found(decoder, features, size, suppress_unk=True)[0].tokens
@@ -166,7 +166,7 @@ def test_few_beams_are_those_of_lists(rule: str, size: int) -> None:
     decoders = [decoder_of(seed, RULES[rule]) for seed in range(8)]
     for seed, decoder in enumerate(decoders):
         features = features_of(1, seed)
-        same(found(decoder, features, size)[0], by_hand(steps_of(decoder, features), size, RULES[rule]))
+        assert_same(found(decoder, features, size)[0], by_hand(steps_of(decoder, features), size, RULES[rule]))
 
 
 @pytest.mark.parametrize("rule", ["replaced", "leaves"])
@@ -175,7 +175,7 @@ def test_few_beams_with_a_length_penalty(rule: str, penalty: str) -> None:
     for seed in range(8):
         decoder, features = decoder_of(seed, RULES[rule]), features_of(1, seed)
         wanted = by_hand(steps_of(decoder, features), 3, RULES[rule], penalty)
-        same(found(decoder, features, 3, penalty=penalty)[0], wanted)
+        assert_same(found(decoder, features, 3, penalty=penalty)[0], wanted)
 
 
 @pytest.mark.parametrize("rule", list(RULES))
@@ -221,7 +221,7 @@ def test_a_batch_is_its_images_alone(family: str, size: int, penalty: str | None
         together = found(decoder, features, size, limit=8, penalty=penalty)
         for i, each in enumerate(together):
             alone = found(decoder, {n: t[i : i + 1] for n, t in features.items()}, size, limit=8, penalty=penalty)
-            same(alone[0], each)
+            assert_same(alone[0], each)
         different += len({each.tokens for each in together}) - 1
     assert different >= 2, "the images of a batch say different things"
 

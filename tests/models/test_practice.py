@@ -50,7 +50,7 @@ def explained(
     return {(method, at): maps[method, name] for method in maps.methods for at, name in enumerate(maps.layers)}
 
 
-def same(found: dict[Any, Tensor], wanted: dict[Any, Tensor], near: float = 1e-12) -> None:
+def assert_same(found: dict[Any, Tensor], wanted: dict[Any, Tensor], near: float = 1e-12) -> None:
     assert found.keys() == wanted.keys()
     for key, maps in wanted.items():
         assert bool(maps.any()), key
@@ -99,7 +99,7 @@ def test_compiled_networks_run_as_they_are_written(
     torch.compiler.reset()
     compiled.clear()
     network = build()
-    same(explained(network, layers=layers, meta=meta), explained(Net(), meta=meta))
+    assert_same(explained(network, layers=layers, meta=meta), explained(Net(), meta=meta))
     gl.classifier(network).predict(PIXELS)
     assert compiled == []
     network.eval().requires_grad_(False)(PIXELS)
@@ -121,13 +121,13 @@ def test_parallel_wrappers_are_taken_off(one_process: None, meta: gl.Meta | None
         torch.optim.swa_utils.AveragedModel(Net()),
         torch.compile(nn.DataParallel(Net()), backend=backend),
     ):
-        same(explained(wrapped, meta=meta), wanted)
+        assert_same(explained(wrapped, meta=meta), wanted)
         assert type(gl.classifier(wrapped).network) is Net
 
 
 @pytest.mark.parametrize(("dtype", "near"), [(torch.float16, 0.15), (torch.bfloat16, 0.2)])
 def test_half_precision(dtype: torch.dtype, near: float, meta: gl.Meta | None):
-    same(explained(Net().to(dtype), PIXELS.to(dtype), meta=meta), explained(Net(), meta=meta), near)
+    assert_same(explained(Net().to(dtype), PIXELS.to(dtype), meta=meta), explained(Net(), meta=meta), near)
 
 
 def test_autocast_around_the_call(meta: gl.Meta | None):
@@ -135,7 +135,7 @@ def test_autocast_around_the_call(meta: gl.Meta | None):
     with torch.autocast("cpu", torch.bfloat16):
         found = explained(network, PIXELS.float(), meta=meta)
         assert torch.is_autocast_cache_enabled()
-    same(found, explained(Net(), meta=meta), 0.2)
+    assert_same(found, explained(Net(), meta=meta), 0.2)
 
 
 def test_the_step_is_taken_under_autocast_too():
@@ -151,7 +151,7 @@ def test_channels_last(meta: gl.Meta | None):
     network = Net().to(memory_format=torch.channels_last)
     strides = [p.stride() for p in network.parameters()]
     pixels = PIXELS.contiguous(memory_format=torch.channels_last)
-    same(explained(network, pixels, meta=meta), explained(Net(), meta=meta))
+    assert_same(explained(network, pixels, meta=meta), explained(Net(), meta=meta))
     assert [p.stride() for p in network.parameters()] == strides
 
 
@@ -166,7 +166,7 @@ def test_devices(device: str, meta: gl.Meta | None):
     network = Net().float().to(device)
     maps = explained(network, PIXELS.float(), meta=meta)
     assert {m.device.type for m in maps.values()} == {device}
-    same({key: m.cpu().double() for key, m in maps.items()}, explained(Net(), meta=meta), 1e-3)
+    assert_same({key: m.cpu().double() for key, m in maps.items()}, explained(Net(), meta=meta), 1e-3)
 
 
 @pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a device")
@@ -200,7 +200,7 @@ def test_lora(meta: gl.Meta | None):
     wanted = gl.explain(gl.classifier(merged), PIXELS, 2, methods=virtual, layers=["stem", "body.2"])
     for method in virtual:
         for layer, name in zip(layers, wanted.layers, strict=True):
-            same({0: found[method, layer]}, {0: wanted[method, name]}, 1e-9)
+            assert_same({0: found[method, layer]}, {0: wanted[method, name]}, 1e-9)
             assert (meta is None) == torch.equal(found[method, layer], moved[method, layer])
 
 
@@ -245,7 +245,7 @@ def test_computed_weights_are_those_of_eval_mode(computed: Net):
         computed.eval()(PIXELS)
         for name in ("stem", "body.2"):
             plain.get_submodule(name).weight.copy_(computed.get_submodule(name).weight)
-    same(found, explained(plain), 1e-9)
+    assert_same(found, explained(plain), 1e-9)
 
 
 def test_the_step_moves_what_the_weights_are_computed_from(computed: Net):
@@ -256,7 +256,7 @@ def test_the_step_moves_what_the_weights_are_computed_from(computed: Net):
     with torch.no_grad():
         for parameter, gradient in zip(computed.parameters(), gradients, strict=True):
             parameter -= 0.05 * gradient
-    same(found, explained(computed, PIXELS[:1]), 1e-9)
+    assert_same(found, explained(computed, PIXELS[:1]), 1e-9)
 
 
 class Recomputed(nn.Module):
@@ -275,7 +275,7 @@ class Recomputed(nn.Module):
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_checkpointing_is_put_aside(use_reentrant: bool, meta: gl.Meta | None):
     network = Recomputed(use_reentrant).eval()
-    same(explained(network, layers=["net.stem", "net.body.2"], meta=meta), explained(Net(), meta=meta))
+    assert_same(explained(network, layers=["net.stem", "net.body.2"], meta=meta), explained(Net(), meta=meta))
     runs: list[int] = []
     network.net.body[0].register_forward_hook(lambda *_: runs.append(1))
     network(PIXELS).sum().backward()
@@ -294,14 +294,14 @@ def test_timms_checkpointing(meta: gl.Meta | None):
     found = gl.explain(gl.classifier(network), pixels, **asked)
     check(network, before)
     for method in found.methods:
-        same({0: found[method, found.layers[0]]}, {0: plain[method, plain.layers[0]]}, 1e-6)
+        assert_same({0: found[method, found.layers[0]]}, {0: plain[method, plain.layers[0]]}, 1e-6)
 
 
 def test_frozen_backbones(meta: gl.Meta | None):
     network = Net()
     network.stem.requires_grad_(False)
     network.body.requires_grad_(False).eval()
-    same(explained(network, meta=meta), explained(Net(), meta=meta))
+    assert_same(explained(network, meta=meta), explained(Net(), meta=meta))
 
 
 class Shared(nn.Module):
@@ -351,10 +351,10 @@ def test_stubs_and_observers_of_quantization(meta: gl.Meta | None):
     pixels = PIXELS.float()
     wanted = explained(Net().float().eval(), pixels, meta=meta)
     stubs = with_stubs()
-    same(explained(stubs, pixels, layers=["1.stem", "1.body.2"], meta=meta), wanted, 1e-5)
+    assert_same(explained(stubs, pixels, layers=["1.stem", "1.body.2"], meta=meta), wanted, 1e-5)
     stubs.qconfig = quantization.get_default_qconfig("fbgemm")
     observed = quantization.prepare(stubs)
-    same(explained(observed, pixels, layers=["1.stem", "1.body.2"], meta=meta), wanted, 1e-5)
+    assert_same(explained(observed, pixels, layers=["1.stem", "1.body.2"], meta=meta), wanted, 1e-5)
 
 
 @quantizing
@@ -393,7 +393,7 @@ def test_integer_weights():
     found, wanted = (gl.explain(gl.classifier(net.float()), PIXELS.float(), 2, **asked) for net in (network, plain))
     for method in METHODS[:-1]:
         for layer in found.layers:
-            same({0: found[method, layer]}, {0: wanted[method, layer]}, 1e-5)
+            assert_same({0: found[method, layer]}, {0: wanted[method, layer]}, 1e-5)
     with pytest.raises(gl.GradlightError, match="a Compressed, without a weight"):
         gl.explain(gl.classifier(network), PIXELS.float(), 2, methods="real+norm", layers="stem")
 
@@ -436,7 +436,7 @@ def test_huggingface_classifiers_as_modules(kind: str):
     )
     for method in found.methods:
         for layer in found.layers:
-            same({0: found[method, layer]}, {0: plain[method, f"network.{layer}"]}, 1e-6)
+            assert_same({0: found[method, layer]}, {0: plain[method, f"network.{layer}"]}, 1e-6)
 
 
 class TwoInputs(nn.Module):
@@ -461,7 +461,7 @@ def test_networks_of_several_inputs_need_a_line():
     with pytest.raises(gl.GradlightError, match=r"its forward needs 'image', 'age'\. Give a module whose"):
         gl.classifier(TwoInputs())
     wrapped = AtAge(TwoInputs(), torch.ones(5))
-    same(explained(wrapped, layers=["network.net.stem", "network.net.body.2"]), explained(Net()))
+    assert_same(explained(wrapped, layers=["network.net.stem", "network.net.body.2"]), explained(Net()))
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -474,7 +474,7 @@ def test_torchscript_is_refused():
 
 
 def test_graph_modules(meta: gl.Meta | None):
-    same(explained(torch.fx.symbolic_trace(Net().eval()), meta=meta), explained(Net(), meta=meta))
+    assert_same(explained(torch.fx.symbolic_trace(Net().eval()), meta=meta), explained(Net(), meta=meta))
 
 
 @pytest.mark.slow
@@ -485,7 +485,7 @@ def test_exported_programs():
     asked = {"methods": METHODS[:-1], "layers": "input"}
     found, wanted = (gl.explain(gl.classifier(net), PIXELS, 2, **asked) for net in (program.module(), Net()))
     for method in found.methods:
-        same({0: found[method, "input"]}, {0: wanted[method, "input"]})
+        assert_same({0: found[method, "input"]}, {0: wanted[method, "input"]})
 
 
 def test_lazy_modules_are_refused_until_they_have_run():
