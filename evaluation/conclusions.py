@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,14 +53,23 @@ def _grad_cam(figures: Mapping[str, Figures]) -> Verdict:
 
 
 def _combination(figures: Mapping[str, Figures]) -> Verdict:
+    """Hold the best weighted combination against the best layer."""
     found = _accuracies(figures, "linear_approx")
-    joined = {layer: value for layer, value in found.items() if is_combination(layer)}
+    # Equal weights are no weighting: they are what the paper's are held against.
+    joined = {layer: value for layer, value in found.items() if is_combination(layer) and "uniform" not in layer}
     single = {layer: value for layer, value in found.items() if not is_combination(layer)}
     if not joined or not single:
         return _MISSING
     best, alone = max(joined, key=joined.__getitem__), max(single, key=single.__getitem__)
     told = f"pointing game of linear_approx: {best} {joined[best]:.1%}, best single layer {alone} {single[alone]:.1%}"
-    return joined[best] > single[alone], told
+    pairs = figures.get("pointing_game", {}).get("pairs", {}).get("all")
+    return joined[best] > single[alone], told + (_chance(joined[best], single[alone], pairs) if pairs else "")
+
+
+def _chance(one: float, other: float, pairs: int) -> str:
+    """Say how far two accuracies are apart, and how far chance may bring them."""
+    error = math.sqrt(sum(value * (1 - value) / pairs for value in (one, other)))
+    return f"; {100 * (one - other):+.1f} points, where two standard errors of {pairs} pairs are {200 * error:.1f}"
 
 
 def _accuracies(figures: Mapping[str, Figures], method: str) -> dict[str, float]:

@@ -155,6 +155,15 @@ def test_a_combination_beats_the_best_layer_or_not(joined: float, expected: bool
     assert found.holds is expected
     assert f"product(spread) {joined:.1%}, best single layer b 70.0%" in found.figures
     assert holds(made("layer_weights", pointing=played))[1] is None
+    # Equal weights are no weighting.
+    assert holds(made("layer_weights", pointing={**played, "linear_approx / sum(uniform)": 0.9}))[1] is None
+
+
+def test_it_is_said_what_chance_may_do() -> None:
+    played = {"linear_approx / a": {"all": 0.5}, "linear_approx / sum(linear)": {"all": 0.6}}
+    found = conclusions([made("pointing_game", accuracy=played, pairs={"all": 100})])[1]
+    # √(0.25/100 + 0.24/100) = 0.07
+    assert found.figures.endswith("; +10.0 points, where two standard errors of 100 pairs are 14.0")
 
 
 @pytest.mark.parametrize(("stepped", "expected"), [([0.1, 0.3], True), ([0.0, 0.6], False), ([0.5, 0.6], False)])
