@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..explainers.combination import are_flat
 from ..explainers.maps import SaliencyMaps
 from ..explainers.panels import draw_map, draw_photo, picture_of
 from .means import Share, mean
@@ -17,8 +18,6 @@ from .tables import Cell, Table
 __all__ = ["Glimpse", "curves", "strip", "tables"]
 
 _PANEL = 1.5
-_TELLING = 1e-4
-"""Of a map's largest value. Sums over channels that nearly cancel leave more rounding than one value has."""
 
 
 @dataclass(frozen=True)
@@ -135,10 +134,6 @@ def strip(glimpses: Sequence[Glimpse]) -> Figure:
 
 
 def _place(maps: SaliencyMaps, method: str) -> str:
-    """Find the deepest layer at which a method's map of one photo differs from place to place by more than rounding."""
+    """Find the deepest layer at which a method's map of one photo is not the same everywhere."""
     deepest_first = [layer for name, layer in maps.pairs if name == method][::-1]
-    for layer in deepest_first:
-        values = maps[method, layer][0, 0]
-        if float(values.max() - values.min()) > _TELLING * float(values.abs().max()):
-            return layer
-    return deepest_first[0]
+    return next((layer for layer in deepest_first if not are_flat(maps[method, layer]).any()), deepest_first[0])

@@ -74,6 +74,17 @@ def test_constant_maps_are_counted_and_left_out(result: Result) -> None:
     assert table["gradient", "layer2"][-1] == 0
 
 
+def test_rounding_is_no_map() -> None:
+    """Before the mean over the image a gradient is one number; its sum over channels rounds otherwise at each place."""
+    samples = open_samples("scenes", 8)
+    found = class_sensitivity(
+        gl.classifier("scenes"), samples, ["gradient_sum"], LAYERS, ledger=Ledger(None, {}), rates=[0.002]
+    )
+    plain = {row["layer"]: row for row in found.figures["correlations"] if not row["lr"]}
+    assert plain["layer4"]["mean"] is None
+    assert plain["layer2"]["mean"] is not None
+
+
 def test_a_constant_map_is_judged_before_it_is_made_larger() -> None:
     flat, other = torch.full((1, 1, 7, 7), 0.3), torch.rand(1, 1, 7, 7, generator=torch.Generator().manual_seed(0))
     assert map_correlation(flat, other, (224, 224)).isnan().all()

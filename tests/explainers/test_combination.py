@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from gradlight.errors import GradlightError, GradlightWarning
-from gradlight.explainers.combination import combine, layer_weights, normalised, upsample
+from gradlight.explainers.combination import are_flat, combine, layer_weights, normalised, upsample
 
 VALUES = st.floats(-1e6, 1e6, width=64)
 
@@ -25,6 +25,15 @@ def test_normalised_maps_run_from_zero_to_one_or_are_zero(values: np.ndarray) ->
             np.testing.assert_allclose(one, (given_map - given_map.min()) / np.ptp(given_map), atol=1e-12)
         else:
             assert not one.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_within_the_rounding_of_a_sum_is_flat(dtype: torch.dtype) -> None:
+    for spread, flat in ((80, True), (1000, False)):
+        maps = torch.ones(1, 1, 4, 4, dtype=dtype)
+        maps[..., 0, 0] += spread * torch.finfo(dtype).eps
+        assert bool(are_flat(maps)) is flat
+        assert bool(are_flat(-maps)) is flat
 
 
 def test_a_flat_map_becomes_zeros_with_a_warning_and_no_nan() -> None:
