@@ -6,7 +6,7 @@ against those without it, on scenes that the training sees and on others; and ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -62,17 +62,7 @@ def meta_analysis(
         raise GradlightError(f"{images} scenes of each split were asked for; give 1 to {course.scenes}.")
     kept_epochs(folder, course, workers, progress)
     ask = partial(_maps, folder, course, list(methods), layers, lr)
-    found: dict[str, list[list[dict[str, Any]]]] = {split: [[] for _ in range(course.epochs + 1)] for split in SPLITS}
-    with tqdm(total=2 * images * (course.epochs + 1), unit="image", disable=not progress) as bar:
-        for split, seeds in SPLITS.items():
-            for start in range(0, images, _TOGETHER):
-                some = seeds[start : min(start + _TOGETHER, images)]
-                last = cache(partial(ask, course.epochs, some))
-                for epoch, parts in enumerate(found[split]):
-                    parts.append(
-                        ledger.once(f"{split} {start} epoch {epoch}", partial(_compared, ask, epoch, some, last))
-                    )
-                    bar.update(len(some))
+    found = _followed(ask, images, course.epochs, ledger, progress)
     precision = [
         ledger.once(f"precision {epoch}", partial(_precision, folder, course, epoch))
         for epoch in range(course.epochs + 1)
@@ -100,6 +90,27 @@ def meta_analysis(
     )
 
 
+Ask = Callable[[int, Sequence[int]], dict[str, SaliencyMaps]]
+"""Epoch and seeds of scenes → the maps of these, by variant."""
+
+Parts = list[dict[str, Any]]
+
+
+def _followed(ask: Ask, images: int, epochs: int, ledger: Ledger, progress: bool) -> dict[str, list[Parts]]:
+    """Compare the maps of every epoch, a few scenes at a time: split → [epoch] → what each few gave."""
+    found: dict[str, list[Parts]] = {split: [[] for _ in range(epochs + 1)] for split in SPLITS}
+    with tqdm(total=2 * images * (epochs + 1), unit="image", disable=not progress) as bar:
+        for split, seeds in SPLITS.items():
+            for start in range(0, images, _TOGETHER):
+                some = seeds[start : min(start + _TOGETHER, images)]
+                last = cache(partial(ask, epochs, some))
+                for epoch, parts in enumerate(found[split]):
+                    key = f"{split} {start} epoch {epoch}"
+                    parts.append(ledger.once(key, partial(_compared, ask, epoch, some, last)))
+                    bar.update(len(some))
+    return found
+
+
 def _maps(
     folder: Path,
     course: Course,
@@ -123,7 +134,9 @@ def _largest(seed: int) -> str:
     return max(scenes.draw(seed).objects, key=lambda thing: int(thing.mask.sum())).kind
 
 
-def _compared(ask: Any, epoch: int, seeds: Sequence[int], last: Any) -> dict[str, Any]:
+def _compared(
+    ask: Ask, epoch: int, seeds: Sequence[int], last: Callable[[], dict[str, SaliencyMaps]]
+) -> dict[str, Any]:
     """Hold the maps of an epoch against each other, and against those of the last."""
     now = ask(epoch, seeds)
     return {

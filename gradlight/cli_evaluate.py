@@ -47,9 +47,9 @@ def evaluate(
     device: Device = None,
 ) -> None:
     """Run the paper's experiments with any network: tables, figures, and a report that goes on after any stop."""
-    from .experiments import Options
-    from .experiments import evaluate as run
+    from .evaluating import evaluate as run
     from .opening import Source
+    from .setting import Options
 
     source = Source(model, checkpoint, pretrained, labels, device)
     options = Options(data, count, annotations, split, methods, layers, target, meta, rates, tolerance, seed)

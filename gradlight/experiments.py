@@ -1,54 +1,40 @@
-"""What `evaluate` does: an experiment, its tables on standard output or in a file, or a folder that it goes on with."""
+"""The experiments by name, each with its own methods and number of scenes, as `evaluate` runs them."""
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from . import __version__
-from .commands import listed, parse_meta
-from .console import interactive, notice
-from .data.files import replace_file
+from .console import interactive
 from .data.scenes import HELD_OUT
-from .errors import GradlightError, nearest
 from .evaluation import word_pointing as words
 from .evaluation.caption_truth import caption_truth
 from .evaluation.caption_truth import told as captions_told
 from .evaluation.class_sensitivity import class_sensitivity
 from .evaluation.deletion_insertion import deletion_insertion
 from .evaluation.identity_trick import identity_trick
-from .evaluation.layer_weights import Play, layer_weights
+from .evaluation.layer_weights import layer_weights
 from .evaluation.ledger import Ledger
 from .evaluation.meta_analysis import meta_analysis
-from .evaluation.pointing_game import player, pointing_game
-from .evaluation.pointing_rule import TOLERANCE
-from .evaluation.report import Experiment, paper
+from .evaluation.pointing_game import pointing_game
 from .evaluation.result import Result
-from .evaluation.samples import Samples, open_samples
-from .evaluation.tables import as_json, csv, markdown
 from .evaluation.weight_randomisation import weight_randomisation
 from .explainers.baselines import Baseline, at_pixels
 from .explainers.baselines.extremal import extremal_perturbation
 from .explainers.baselines.lime import lime
 from .explainers.baselines.rise import rise
-from .explainers.explain import explain
 from .explainers.methods import MethodLike
-from .models.base import Explainable
-from .opening import Source, open_captioner, open_model
+from .opening import open_captioner
+from .setting import Setting
 
-M = TypeVar("M")
-
-__all__ = ["EXPERIMENTS", "Options", "evaluate"]
+__all__ = ["EXPERIMENTS", "Run"]
 
 _OURS = ("gradient", "gradient_sum", "linear_approx", "grad_cam", "normgrad", "selective_normgrad")
 _QUICK = ("guided_backprop", "deconvnet", "excitation_backprop", "contrastive_excitation_backprop")
-# They have no rules for the operations of every network.
-_CHOOSY = (*_QUICK, "deep_lift", "lrp")
 # Of the shorter side. The flat colours of scenes outlive the published blur.
 _BLUR = {False: 5 / 224, True: 0.25}
 _SLOW: tuple[MethodLike, ...] = (
@@ -65,89 +51,11 @@ _SLOW: tuple[MethodLike, ...] = (
     ),
 )
 
-
-@dataclass(frozen=True)
-class Options:
-    """The options of an experiment, as they were typed; None is the experiment's own default."""
-
-    data: str = "scenes"
-    count: int | None = None
-    annotations: Path | None = None
-    split: str | None = None
-    methods: str | None = None
-    layers: str = "stages"
-    target: str | None = None
-    meta: str | None = None
-    rates: str = "0.002"
-    tolerance: float | None = None
-    seed: int = 0
-
-
-class _Setting:
-    """The model and the photos of an experiment, opened when they are first needed."""
-
-    def __init__(self, source: Source, options: Options, folder: Path | None) -> None:
-        self.source, self.options, self.folder = source, options, folder
-        self.layers = listed(options.layers)
-        self.rates = [_rate(text) for text in listed(options.rates)]
-        self.meta = parse_meta(options.meta)
-
-    @cached_property
-    def model(self) -> Explainable:
-        return open_model(self.source)
-
-    def samples(self, count: int) -> Samples:
-        """Open the photos; count: of scenes, unless the options say another."""
-        options = self.options
-        few = options.count or (count if options.data == "scenes" else None)
-        return open_samples(options.data, few, options.annotations, options.split)
-
-    def methods(self, own: Sequence[M]) -> list[M | str]:
-        """Give the methods of the options, or else the experiment's own, as far as the network allows them."""
-        return [*listed(self.options.methods)] if self.options.methods else [each for each in own if self._allows(each)]
-
-    def _allows(self, method: object) -> bool:
-        if method not in _CHOOSY or not isinstance(method, str):
-            return True
-        try:
-            explain(self.model, [self.samples(1)[0].image], self.options.target, methods=method, layers=self.layers)
-        except GradlightError as error:
-            notice(f"left out: {error}")
-            return False
-        return True
-
-    @property
-    def tolerance(self) -> float:
-        """The pointing game's, in pixels: 15, and on scenes as large a share of the photo as that is of 224."""
-        if self.options.tolerance is not None:
-            return self.options.tolerance
-        return words.TOLERANCE * 160 if self.options.data == "scenes" else TOLERANCE
-
-    def player(self, samples: Samples, ledger: Ledger) -> Play | None:
-        """Make the pointing game that other experiments play, if it is known what the photos show."""
-        if not samples.labels:
-            return None
-        return player(self.model, samples, ledger=ledger, name="pointing", tolerance=self.tolerance)
-
-    def about(self) -> dict[str, Any]:
-        """Describe what every experiment of a report depends on, in JSON types."""
-        options = self.options
-        given = {"annotations": options.annotations and str(options.annotations), "split": options.split}
-        return {
-            "model": self.model.name,
-            "weights_sha256": self.model.weights_sha256(),
-            "data": options.data,
-            **{name: value for name, value in given.items() if value is not None},
-            "seed": options.seed,
-            "gradlight": __version__,
-        }
-
-
-Run = Callable[[_Setting, int, Ledger], Result]
+Run = Callable[[Setting, int, Ledger], Result]
 
 
 def _pointing_game(
-    setting: _Setting, count: int, ledger: Ledger, methods: Sequence[MethodLike] = _OURS + _QUICK
+    setting: Setting, count: int, ledger: Ledger, methods: Sequence[MethodLike] = _OURS + _QUICK
 ) -> Result:
     return pointing_game(
         setting.model,
@@ -162,12 +70,12 @@ def _pointing_game(
     )
 
 
-def _baselines(setting: _Setting, count: int, ledger: Ledger) -> Result:
+def _baselines(setting: Setting, count: int, ledger: Ledger) -> Result:
     """The pointing game of the methods that take many passes, and of one of ours, on fewer photos."""
     return replace(_pointing_game(setting, count, ledger, ("selective_normgrad", *_SLOW)), name="baselines")
 
 
-def _layer_weights(setting: _Setting, count: int, ledger: Ledger) -> Result:
+def _layer_weights(setting: Setting, count: int, ledger: Ledger) -> Result:
     samples = setting.samples(count)
     play = setting.player(samples, ledger)
     options = setting.options
@@ -184,7 +92,7 @@ def _layer_weights(setting: _Setting, count: int, ledger: Ledger) -> Result:
     )
 
 
-def _class_sensitivity(setting: _Setting, count: int, ledger: Ledger) -> Result:
+def _class_sensitivity(setting: Setting, count: int, ledger: Ledger) -> Result:
     return class_sensitivity(
         setting.model,
         setting.samples(count),
@@ -196,7 +104,7 @@ def _class_sensitivity(setting: _Setting, count: int, ledger: Ledger) -> Result:
     )
 
 
-def _weight_randomisation(setting: _Setting, count: int, ledger: Ledger) -> Result:
+def _weight_randomisation(setting: Setting, count: int, ledger: Ledger) -> Result:
     return weight_randomisation(
         setting.model,
         setting.samples(count),
@@ -210,7 +118,7 @@ def _weight_randomisation(setting: _Setting, count: int, ledger: Ledger) -> Resu
     )
 
 
-def _identity_trick(setting: _Setting, count: int, ledger: Ledger) -> Result:
+def _identity_trick(setting: Setting, count: int, ledger: Ledger) -> Result:
     samples = setting.samples(count)
     play = setting.player(samples, ledger)
     layers = None if setting.options.layers == "stages" else setting.layers
@@ -225,7 +133,7 @@ def _identity_trick(setting: _Setting, count: int, ledger: Ledger) -> Result:
     )
 
 
-def _deletion_insertion(setting: _Setting, count: int, ledger: Ledger) -> Result:
+def _deletion_insertion(setting: Setting, count: int, ledger: Ledger) -> Result:
     return deletion_insertion(
         setting.model,
         setting.samples(count),
@@ -239,7 +147,7 @@ def _deletion_insertion(setting: _Setting, count: int, ledger: Ledger) -> Result
     )
 
 
-def _meta_analysis(setting: _Setting, count: int, ledger: Ledger) -> Result:
+def _meta_analysis(setting: Setting, count: int, ledger: Ledger) -> Result:
     methods = setting.methods(("normgrad", "selective_normgrad"))
     images, lr = setting.options.count or count, setting.rates[0]
     run = partial(meta_analysis, images=images, lr=lr, ledger=ledger, progress=interactive())
@@ -249,7 +157,7 @@ def _meta_analysis(setting: _Setting, count: int, ledger: Ledger) -> Result:
         return run(Path(folder) / "epochs", methods, setting.layers)
 
 
-def _word_pointing(setting: _Setting, count: int, ledger: Ledger) -> Result:
+def _word_pointing(setting: Setting, count: int, ledger: Ledger) -> Result:
     model = open_captioner(setting.source)
     number = setting.options.count or count
     methods = setting.methods(("selective_normgrad", "normgrad", "linear_approx", "grad_cam", "gradient"))
@@ -269,7 +177,7 @@ def _word_pointing(setting: _Setting, count: int, ledger: Ledger) -> Result:
     return words.told(hits, number)
 
 
-def _caption_truth(setting: _Setting, count: int, ledger: Ledger) -> Result:
+def _caption_truth(setting: Setting, count: int, ledger: Ledger) -> Result:
     model = open_captioner(setting.source)
     return captions_told(caption_truth(model, HELD_OUT[: setting.options.count or count], progress=interactive()))
 
@@ -287,84 +195,3 @@ EXPERIMENTS: dict[str, tuple[Run, int]] = {
     "caption_truth": (_caption_truth, 1000),
 }
 """Name → experiment, and how many scenes it takes unless a count is given."""
-
-_SAYING = ("word_pointing", "caption_truth")
-_PAPER = [name for name in EXPERIMENTS if name not in _SAYING]
-
-
-def evaluate(experiment: str, source: Source, options: Options, out: Path | None, output: Path | None) -> None:
-    """Run an experiment, or "paper", all of them, and print its tables as Markdown.
-
-    out: a folder that gets a report (tables, pictures, figures) and goes on where an earlier run of it was stopped.
-    output: a file of the tables (.md, .csv) or of the figures too (.json).
-    """
-    name = experiment.replace("-", "_")
-    known = [*EXPERIMENTS, "paper"]
-    if name not in known:
-        raise GradlightError(f"There is no experiment {experiment!r}.{nearest(name, known)} Known: {', '.join(known)}.")
-    _check_output(output)
-    out = Path("report") if name == "paper" and out is None else out
-    setting = _Setting(source, options, out)
-    if out is None:
-        results = [_run(name, setting)(Ledger(None, {}))]
-    else:
-        asked = _PAPER if name == "paper" else [name]
-        about = {} if name in _SAYING else setting.about()
-        results = paper(
-            [Experiment(each, _run(each, setting), _settings(each, options)) for each in asked],
-            out,
-            about=about or {"model": source.name},
-            tell=notice,
-        )
-        notice(f"wrote {out / 'README.md'}")
-    print("\n".join(markdown(table) for result in results for table in result.tables))
-    if output is not None:
-        _write(output, results)
-
-
-def _run(name: str, setting: _Setting) -> Callable[[Ledger], Result]:
-    run, count = EXPERIMENTS[name]
-    return partial(run, setting, count)
-
-
-def _settings(name: str, options: Options) -> dict[str, Any]:
-    """Describe what an experiment of a report depends on besides the model and the data, in JSON types."""
-    asked = {
-        "count": options.count or EXPERIMENTS[name][1],
-        "methods": options.methods,
-        "layers": options.layers,
-        "target": options.target,
-        "meta": options.meta,
-        "lr": options.rates if name in ("class_sensitivity", "meta_analysis") else None,
-        "tolerance": options.tolerance if name in ("pointing_game", "baselines") else None,
-    }
-    return {key: value for key, value in asked.items() if value is not None}
-
-
-def _check_output(output: Path | None) -> None:
-    if output is None:
-        return
-    if output.suffix.lower() not in (".json", ".md", ".csv"):
-        raise GradlightError(f"{output}: results are written as .json, .md or .csv; name one of these.")
-    if not output.absolute().parent.is_dir():
-        raise GradlightError(f"{output}: the folder {output.absolute().parent} does not exist. Create it first.")
-
-
-def _write(output: Path, results: Sequence[Result]) -> None:
-    tables = [table for result in results for table in result.tables]
-    if output.suffix.lower() == ".json":
-        found = [
-            {"experiment": each.name, "figures": each.figures, "tables": [as_json(table) for table in each.tables]}
-            for each in results
-        ]
-        text = json.dumps(found[0] if len(found) == 1 else found, indent=1, ensure_ascii=False) + "\n"
-    else:
-        text = "\n".join((csv if output.suffix.lower() == ".csv" else markdown)(table) for table in tables)
-    replace_file(output, text.encode())
-
-
-def _rate(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise GradlightError(f"--lr takes rates with commas between, such as 0.002,0.01; {text!r} is none.") from error
