@@ -28,7 +28,6 @@ __all__ = [
     "graph_from",
     "noise",
     "outer_layers",
-    "scored",
     "whole",
 ]
 
@@ -86,16 +85,11 @@ def floor(network: nn.Module, pixels: Tensor, first: Layer) -> Job:
 
     def run() -> object:
         with preserved(network):
-            score, begun = scored(network, pixels, first)
+            with graph_from(network, first) as begun:
+                score = network(pixels)[:, 0].sum()
             return torch.autograd.grad(score, begun)
 
     return run
-
-
-def scored(network: nn.Module, pixels: Tensor, first: Layer) -> tuple[Tensor, list[Tensor]]:
-    """Run the network once: the sum of its first scores, and the tensor where autograd's graph begins."""
-    with graph_from(network, first) as begun:
-        return network(pixels)[:, 0].sum(), begun
 
 
 @contextmanager

@@ -4,7 +4,8 @@
 
 F_tap is one forward pass and one backward pass from a score to the earliest tapped layer, weights frozen; "full" goes
 back to the pixels. Layers are the stem and every block, or every ReLU and pooling; the combination is of the four
-deepest stages, and its own floor is the bare pass to the earliest of these.
+deepest stages, and its own floor is the bare pass to the earliest of these. "Once per call" is what an explanation does
+beside its passes: the undo of the network's state, the look at the weights, the pictures of the pixels.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ def own(model: Classifier, pixels: Tensor, layers: list[Layer]) -> dict[str, Job
         FLOOR: floor(model.network, pixels, layers[0]),
         FULL: whole(model.network, pixels),
         f"capture of {count} layers, no method": capture(model, pixels, layers),
+        "once per call": lambda: beside(model, pixels),
         f"1 method (grad_cam) × {count} layers": lambda: explain("grad_cam"),
         f"1 method (normgrad) × {count} layers": lambda: explain("normgrad"),
         several: explain,
@@ -78,6 +80,14 @@ def own(model: Classifier, pixels: Tensor, layers: list[Layer]) -> dict[str, Job
             "selective_normgrad", stages
         ).combine("linear", "product"),
     }
+
+
+def beside(model: Classifier, pixels: Tensor) -> None:
+    """Do what a call does once, beside its passes."""
+    model.weights_sha256()
+    model.read(pixels)
+    with preserved(model.network):
+        pass
 
 
 def capture(model: Classifier, pixels: Tensor, layers: list[Layer]) -> Job:

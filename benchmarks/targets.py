@@ -5,12 +5,14 @@
 Beside it stands the bare work: one forward pass, and as many backward passes to the earliest layer as there are
 targets, one after another. Maps: selective_normgrad at "stages". "Beyond the forward pass" is the share of the backward
 passes' time that the targets take. The bound is one backward pass of a batch of as many images, against as many
-backward passes of one image; "at once" is one call of autograd for all scores of one image (is_grads_batched).
+backward passes of one image, and needs the forward pass of that batch in place of one image's; "at once" is one call of
+autograd for all scores of one image (is_grads_batched).
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 from itertools import cycle, islice
 
@@ -104,11 +106,13 @@ def bound(name: str, options: argparse.Namespace) -> None:
     count, jobs = options.bound, dict[str, Job]()
     layouts = {"NCHW": LAYOUTS["NCHW"]} if name.startswith("vit") else LAYOUTS
     for layout, kept in layouts.items():
-        scores, begun = ran(name, 1, kept, options)
+        run = partial(ran, name, layout=kept, options=options)
+        scores, begun = run(1)()
         jobs[f"{count} backward passes of one image, {layout}"] = partial(one_by_one, scores, begun, count)
         jobs[f"{count} scores of one image at once, {layout}"] = partial(at_once, scores, begun, count)
-        several = ran(name, count, kept, options)
-        jobs[f"one backward pass of {count} images, {layout}"] = partial(one_by_one, *several, 1)
+        jobs[f"one backward pass of {count} images, {layout}"] = partial(one_by_one, *run(count)(), 1)
+        jobs[f"one forward pass of one image, {layout}"] = run(1)
+        jobs[f"one forward pass of {count} images, {layout}"] = run(count)
     found = measured(jobs, options.repeats, clock_of(options.device))
     floor = next(iter(jobs))
     rows = [(job, f"{found.seconds(job):.3f}", f"{found.ratio(job, floor):.2f}") for job in jobs]
@@ -116,13 +120,20 @@ def bound(name: str, options: argparse.Namespace) -> None:
     print(table(("job", "s", "× the first"), rows), flush=True)
 
 
-def ran(name: str, batch: int, layout: torch.memory_format, options: argparse.Namespace) -> tuple[Tensor, list[Tensor]]:
-    """Run a network forward once: its scores, and where autograd's graph begins."""
+def ran(
+    name: str, batch: int, layout: torch.memory_format, options: argparse.Namespace
+) -> Callable[[], tuple[Tensor, list[Tensor]]]:
+    """Make a network's forward pass: its scores, and where autograd's graph begins."""
     model = classifier(name, options.device, options.size)
     model.network.to(memory_format=layout)
+    first = model.stages((options.size, options.size))[0]
     pixels = noise(batch, options.device, options.size).contiguous(memory_format=layout)
-    with graph_from(model.network, model.stages((options.size, options.size))[0]) as begun:
-        return model.network(pixels), begun
+
+    def run() -> tuple[Tensor, list[Tensor]]:
+        with graph_from(model.network, first) as begun:
+            return model.network(pixels), begun
+
+    return run
 
 
 def one_by_one(scores: Tensor, begun: list[Tensor], count: int) -> None:
