@@ -18,7 +18,7 @@ from timing import clock_of, measured, parser, settle, table
 from torch import Tensor
 
 import gradlight as gl
-from gradlight.data.scenes import HELD_OUT, draw
+from gradlight.data.scenes.generator import HELD_OUT, draw
 from gradlight.evaluation.ranks import map_correlation
 from gradlight.models.classifiers import Classifier
 

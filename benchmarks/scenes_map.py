@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from gradlight.data.scenes import HELD_OUT
+from gradlight.data.scenes.generator import HELD_OUT
 from gradlight.models.scenes import load_bundled, mean_average_precision
 
 

@@ -22,7 +22,7 @@ from timing import Job, clock_of, measured, parser, settle, table
 from torch import Tensor
 
 import gradlight as gl
-from gradlight.data.scenes import HELD_OUT, draw
+from gradlight.data.scenes.generator import HELD_OUT, draw
 from gradlight.models.base import Explainable, Layer
 from gradlight.models.objective import Objective
 from gradlight.models.preserve import preserved

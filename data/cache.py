@@ -18,8 +18,8 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 from ..errors import GradlightError, GradlightWarning
+from ..files import PathLike, open_regular, replace_file, shown
 from .cache_entry import KEPT, Arrays, Entry, decode, encode
-from .files import PathLike, open_regular, replace_file, shown
 
 __all__ = ["KEPT", "MAX_BYTES", "Cache", "CacheInfo", "Entry", "open_cache"]
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..errors import GradlightError
-from .files import PathLike, open_regular, shown
+from ..files import PathLike, open_regular, shown
 
 __all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "find", "load", "sha256", "upright"]
 

@@ -19,7 +19,7 @@ from typing import Any
 from platformdirs import user_data_path
 
 from ..errors import GradlightError, nearest
-from .files import PathLike, read_whole, replace_file, shown
+from ..files import PathLike, read_whole, replace_file, shown
 
 __all__ = ["KINDS", "PUBLISHED", "LayerMeasure", "Measured", "Published", "find", "folder", "keep", "published", "read"]
 

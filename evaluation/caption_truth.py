@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from tqdm.auto import tqdm
 
-from ..data import scenes
-from ..data.sentences import is_true
+from ..data.scenes import generator as scenes
+from ..data.scenes.grammar import is_true
 from ..errors import GradlightError
 from ..models.captioner import Captioner
 from ..models.captioner.bleu import bleu

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save
 from tqdm.auto import tqdm
 
-from ..data import scenes
-from ..data.files import replace_file, replacing, shown
+from ..data.scenes import generator as scenes
 from ..errors import GradlightError
+from ..files import replace_file, replacing, shown
 from ..models.classifiers import Classifier, classifier
 from ..models.scenes import BATCH, Training, draw_in_parallel
 

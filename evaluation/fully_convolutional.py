@@ -22,7 +22,7 @@ from ..models.preserve import preserved
 
 __all__ = ["fully_convolutional"]
 
-_WIDER = 1.5
+_STRETCH = 1.5
 # Convolutions on a GPU round more than linear layers do; another head would be wrong by far more.
 _NEAR = 1e-2
 
@@ -49,7 +49,7 @@ def fully_convolutional(network: nn.Module, pixels: Tensor) -> nn.Module | None:
 
 
 def _wider(pixels: Tensor) -> Tensor:
-    return F.interpolate(pixels, size=(pixels.shape[2], round(_WIDER * pixels.shape[3])), mode="nearest")
+    return F.interpolate(pixels, size=(pixels.shape[2], round(_STRETCH * pixels.shape[3])), mode="nearest")
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

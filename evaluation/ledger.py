@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..data.files import open_regular, shown
 from ..errors import GradlightError
+from ..files import open_regular, shown
 
 __all__ = ["Ledger"]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..data import scenes
+from ..data.scenes import generator as scenes
 from ..errors import GradlightError
 from ..explainers.explain import explain
 from ..explainers.maps import SaliencyMaps

@@ -34,7 +34,7 @@ def weighted_modules(objective: Objective, pixels: Tensor, targets: Targets) -> 
         gradients = torch.autograd.grad(score, parameters, allow_unused=True)
     used = {id(p) for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
     found = [name for name, module in network.named_modules() if _matters(module, used, name in ran)]
-    return sorted(found, key=lambda name: _place(ran, name))
+    return sorted(found, key=lambda name: _module_at(ran, name))
 
 
 def randomise(module: nn.Module, name: str, seed: int) -> None:
@@ -65,8 +65,8 @@ def _matters(module: nn.Module, used: set[int], ran: bool) -> bool:
     return ran and isinstance(module, _NormBase) and module.running_mean is not None
 
 
-def _place(ran: dict[str, int], name: str) -> float:
+def _module_at(ran: dict[str, int], name: str) -> float:
     if name in ran:
         return ran[name]
     # The whole network may be run by its parts alone, as a captioner's is; then what has no run comes last.
-    return _place(ran, name.rpartition(".")[0]) - 0.5 if name else float(len(ran))
+    return _module_at(ran, name.rpartition(".")[0]) - 0.5 if name else float(len(ran))

@@ -11,8 +11,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ..data.files import replace_file, shown
 from ..errors import GradlightError
+from ..files import replace_file, shown
 from .conclusions import Conclusion, conclusions
 from .ledger import Ledger
 from .result import Result

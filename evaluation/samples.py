@@ -11,13 +11,14 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
-from ..data import images, scenes
-from ..data.annotations import Annotated, AnnotatedObject, AnnotatedPhoto, Box
-from ..data.coco import read_instances
-from ..data.files import shown
-from ..data.voc import find_voc, read_voc
+from ..data import images
+from ..data.datasets.annotations import Annotated, AnnotatedObject, AnnotatedPhoto, Box
+from ..data.datasets.coco import read_instances
+from ..data.datasets.voc import find_voc, read_voc
+from ..data.scenes import generator as scenes
 from ..errors import GradlightError
 from ..explainers.rows import Made
+from ..files import shown
 from ..models.base import ImageLike
 from .difficult import is_difficult
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..data import scenes
-from ..data.sentences import objects_of
+from ..data.scenes import generator as scenes
+from ..data.scenes.grammar import objects_of
 from ..errors import GradlightError
 from ..explainers.explain import explain
 from ..explainers.maps import SaliencyMaps

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..data.reader import MapsFile, open_maps
-from ..data.store import ImageRow, LayerRow, StoredMaps, TargetRow, write
+from ..data.hdf5.reader import MapsFile, open_maps
+from ..data.hdf5.writer import ImageRow, LayerRow, StoredMaps, TargetRow, write
 from ..errors import GradlightError
 from ..models.base import Photo, View
 from ..models.objective import Target

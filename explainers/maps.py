@@ -18,15 +18,7 @@ from torch.utils.data import Dataset
 from ..errors import GradlightError, nearest
 from ..models.base import Photo
 from ..models.objective import Targets
-from .combination import (
-    LayerWeights,
-    check_how,
-    combination_name,
-    combine,
-    is_combination,
-    layer_weights,
-    upsample,
-)
+from .combination import LayerWeights, check_how, combination_name, combine, is_combination, layer_weights, upsample
 from .methods import MethodLike, method
 from .rows import Picked, Rows, Stretches, as_rows
 

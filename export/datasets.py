@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..data.annotations import Annotated
-from ..data.captions import read_captions
-from ..data.coco import read_instances
-from ..data.files import shown
-from ..data.voc import read_voc
+from ..data.datasets.annotations import Annotated
+from ..data.datasets.captions import read_captions
+from ..data.datasets.coco import read_instances
+from ..data.datasets.voc import read_voc
 from ..errors import GradlightError
+from ..files import shown
 from .classes import match
 from .items import Asked, Item, Source
 

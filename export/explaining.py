@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data.store import StoredMaps
+from ..data.hdf5.writer import StoredMaps
 from ..errors import GradlightError
 from ..explainers.archive import to_stored
 from ..explainers.arithmetic import Arithmetic

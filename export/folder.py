@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.files import replace_file
-from ..data.reader import MapsFile
-from ..data.store import StoredMaps, read, write
+from ..data.hdf5.reader import MapsFile
+from ..data.hdf5.writer import StoredMaps, read, write
 from ..errors import GradlightError
+from ..files import replace_file
 from .lock import LOCK
 
 __all__ = ["ShardFolder"]

@@ -6,9 +6,9 @@ import csv
 import io
 import os
 
-from ..data.files import read_whole, shown
-from ..data.scenes import seed_of
+from ..data.scenes.generator import seed_of
 from ..errors import GradlightError
+from ..files import read_whole, shown
 
 __all__ = ["SUFFIXES", "Listed", "read_list"]
 

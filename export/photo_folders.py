@@ -7,9 +7,9 @@ import stat
 from collections import Counter
 from dataclasses import dataclass
 
-from ..data.files import shown
 from ..data.images import IMAGE_SUFFIXES
 from ..errors import GradlightError
+from ..files import shown
 
 __all__ = ["Walked", "walk"]
 

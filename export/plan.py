@@ -9,8 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..data.compression import options
-from ..data.schema import MAP_DTYPES
+from ..data.hdf5.schema import MAP_DTYPES, options
 from ..errors import GradlightError, nearest
 from ..explainers.arithmetic import Arithmetic
 from ..explainers.choice import choose_layers

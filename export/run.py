@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.reader import MapsFile
-from ..data.store import destination
-from ..data.virtual import copy_into, write_index
+from ..data.hdf5.reader import MapsFile
+from ..data.hdf5.shards import copy_into, write_index
+from ..data.hdf5.writer import destination
 from ..errors import GradlightError
 from ..models.base import Explainable
 from .explaining import BatchExplainer

@@ -7,10 +7,10 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..data import scenes
-from ..data.files import shown
-from ..data.voc import find_voc
+from ..data.datasets.voc import find_voc
+from ..data.scenes import generator as scenes
 from ..errors import GradlightError, nearest
+from ..files import shown
 from ..models.targets import resolve
 from .classes import match
 from .datasets import by_class, of_captions, of_coco, of_voc

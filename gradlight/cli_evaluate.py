@@ -9,7 +9,7 @@ import typer
 
 from .cli_options import Checkpoint, Device, Labels, Layers, MetaStep, Model, Pretrained
 
-__all__ = ["add_to"]
+__all__ = ["add_evaluate_to"]
 
 NAMES = (
     "pointing_game, baselines, layer_weights, class_sensitivity, weight_randomisation, identity_trick, meta_analysis,"
@@ -56,6 +56,6 @@ def evaluate(
     run(experiment, source, options, out, output)
 
 
-def add_to(app: typer.Typer) -> None:
+def add_evaluate_to(app: typer.Typer) -> None:
     """Add the command to the command line."""
     app.command()(evaluate)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .console import interactive
-from .data.store import destination
+from .data.hdf5.writer import destination
 from .errors import GradlightError
 from .explainers.archive import save
 from .explainers.arithmetic import Arithmetic

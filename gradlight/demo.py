@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .commands import write_pictures
 from .console import interactive, table
-from .data import scenes
+from .data.scenes import generator as scenes
 from .errors import GradlightError
 from .explainers.explain import explain
 from .explainers.maps import SaliencyMaps

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from .console import notice
-from .data.files import replace_file
 from .errors import GradlightError, nearest
 from .evaluation.ledger import Ledger
 from .evaluation.report import Experiment, paper
 from .evaluation.result import Result
 from .evaluation.tables import as_json, csv, markdown
 from .experiments import EXPERIMENTS
+from .files import replace_file
 from .opening import Source
 from .setting import Options, Setting
 

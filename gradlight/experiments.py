@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .console import interactive
-from .data.scenes import HELD_OUT
+from .data.scenes.generator import HELD_OUT
 from .evaluation import word_pointing as words
 from .evaluation.caption_truth import caption_truth
 from .evaluation.caption_truth import told as captions_told

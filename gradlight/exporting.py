@@ -13,7 +13,7 @@ from typing import Any
 
 from .commands import Asked, listed, parse_combine, parse_meta
 from .console import interactive
-from .data.virtual import copy_into, write_index
+from .data.hdf5.shards import copy_into, write_index
 from .errors import GradlightError, GradlightWarning, nearest
 from .export.items import Source as Found
 from .export.local import Engine, Here, Processes

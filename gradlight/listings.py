@@ -9,8 +9,8 @@ from typing import Any
 
 from .console import notice, table
 from .data.cache import CacheInfo, open_cache
-from .data.reader import MapsFile, open_maps
-from .data.verify import verify
+from .data.hdf5.reader import MapsFile, open_maps
+from .data.hdf5.verify import verify
 from .errors import GradlightError, nearest
 from .explainers.aggregation import AGGREGATES
 from .explainers.baselines import BASELINES

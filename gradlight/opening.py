@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .console import notice
 from .data import images as pictures
-from .data import scenes
+from .data.scenes import generator as scenes
 from .errors import GradlightError
 from .models.base import Explainable
 from .models.captioner import Captioner, captioner

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..data import images as pictures
-from ..data import scenes
+from ..data.scenes import generator as scenes
 from ..errors import GradlightError
 from .fingerprint import weights_sha256
 from .layers import Discovery, Layer, discover

@@ -14,8 +14,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..data.files import open_regular, shown
 from ..errors import GradlightError, nearest
+from ..files import open_regular, shown
 
 __all__ = ["PathLike", "load_checkpoint", "open_checkpoint", "read_state"]
 

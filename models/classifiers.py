@@ -202,7 +202,7 @@ def _named(source: Any, pretrained: bool, checkpoint: PathLike | None, labels: S
 
 def _scenes(pretrained: bool, checkpoint: PathLike | None, labels: Sequence[str] | None) -> Found:
     from .. import __version__
-    from ..data.scenes import CLASSES
+    from ..data.scenes.generator import CLASSES
     from . import scenes
 
     if labels is not None and len(labels) != len(CLASSES):

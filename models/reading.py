@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data import images as pictures
-from ..data import scenes
+from ..data.scenes import generator as scenes
 from ..errors import GradlightError
 from .base import ImageLike, Photo
 from .preprocessing import Preprocess

@@ -20,7 +20,7 @@ from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..data import scenes
+from ..data.scenes import generator as scenes
 from ..errors import GradlightError
 from .preserve import preserved
 

@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..data.files import replace_file
 from ..errors import GradlightError
+from ..files import replace_file
 from .source import program, stylesheet
 
 __all__ = ["offline", "save_page"]

@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from ...data.files import shown
 from ...errors import GradlightError
+from ...files import shown
 from ..checkpoints import PathLike
 from .inert import Inert
 from .pickles import Machine, Reader, whole

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ...data.files import shown
 from ...errors import GradlightError, GradlightWarning
+from ...files import shown
 from ..checkpoints import PathLike
 from ..preprocessing import Preprocessing
 from .decoder import Specials

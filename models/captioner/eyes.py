@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...data.files import shown
 from ...errors import GradlightError
+from ...files import shown
 from ..checkpoints import PathLike, load_checkpoint, read_state
 from ..zoo import LIBRARIES
 from .checkpoints import Checkpoint

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import InterpolationMode
 
-from ...data.files import open_regular, replace_file, shown
 from ...errors import GradlightError
+from ...files import open_regular, replace_file, shown
 from ..checkpoints import PathLike, read_state
 from ..preprocessing import Preprocessing
 from .decoder import Decoder

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...data.files import open_regular, shown
 from ...errors import GradlightError, nearest
+from ...files import open_regular, shown
 from ..checkpoints import PathLike
 from .files import RECORD, WEIGHTS
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ...data.captions import CaptionedPhoto
+from ...data.datasets.captions import CaptionedPhoto
 from ...data.images import load
 from ...errors import GradlightError
 from ..preprocessing import Preprocessing

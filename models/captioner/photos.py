@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ...data.captions import CaptionedPhoto, read_captions
+from ...data.datasets.captions import CaptionedPhoto, read_captions
 from ...errors import GradlightError, GradlightWarning, nearest
 from ..checkpoints import PathLike
 from ..preserve import preserved

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
-from ...data.files import open_regular, shown
 from ...errors import GradlightError
+from ...files import open_regular, shown
 from ..checkpoints import PathLike
 from .inert import Foreign, Inert, known, put
 

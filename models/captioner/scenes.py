@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
-from ...data import scenes, sentences
+from ...data.scenes import generator as scenes
+from ...data.scenes import grammar as sentences
 from ...errors import GradlightError
 from ..preprocessing import Preprocessing
 from ..scenes import MEAN, SIZE, STD, load_bundled

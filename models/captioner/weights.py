@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ...data.files import shown
 from ...errors import GradlightError
+from ...files import shown
 from ..checkpoints import PathLike
 from .archives import REBUILDERS, Piece, open_archive
 from .inert import PYTHON2, Foreign, Inert, Ordered, known

@@ -18,11 +18,18 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from gradlight import GradlightError
-from gradlight.data.annotations import Annotated, AnnotatedObject, AnnotatedPhoto, RunLengths
-from gradlight.data.coco import read_instances
-from gradlight.data.documents import PhotoFolder, read_document
-from gradlight.data.run_lengths import decode, fill
-from gradlight.data.voc import find_voc, read_voc
+from gradlight.data.datasets.annotations import (
+    Annotated,
+    AnnotatedObject,
+    AnnotatedPhoto,
+    PhotoFolder,
+    RunLengths,
+    decode,
+    fill,
+    read_document,
+)
+from gradlight.data.datasets.coco import read_instances
+from gradlight.data.datasets.voc import find_voc, read_voc
 
 SQUARE = [1, 1, 5, 1, 5, 4, 1, 4]
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from gradlight import GradlightError
-from gradlight.data import documents
-from gradlight.data.captions import CaptionedPhoto, read_captions
+from gradlight.data.datasets import annotations as documents
+from gradlight.data.datasets.captions import CaptionedPhoto, read_captions
 
 
 def photo(folder: Path, name: str) -> Path:

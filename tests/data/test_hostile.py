@@ -17,8 +17,10 @@ import pytest
 from stored_examples import example, shard, write_shards
 
 from gradlight import GradlightError
-from gradlight.data import store, verify, virtual
-from gradlight.data.reader import MapsFile
+from gradlight.data.hdf5 import shards as virtual
+from gradlight.data.hdf5 import verify
+from gradlight.data.hdf5 import writer as store
+from gradlight.data.hdf5.reader import MapsFile
 
 ROOT = Path(__file__).resolve().parents[2]
 MAP = "/maps/grad_cam/layer3"

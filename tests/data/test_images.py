@@ -253,7 +253,7 @@ def test_pipe_that_takes_the_place_of_a_file_is_refused(tmp_path: Path, monkeypa
     ordinary = os.stat(path)
     path.unlink()
     os.mkfifo(path)
-    monkeypatch.setattr("gradlight.data.files.os.stat", lambda _: ordinary)
+    monkeypatch.setattr("gradlight.files.os.stat", lambda _: ordinary)
     with pytest.raises(GradlightError, match=r"a.png: a named pipe \(fifo\)"):
         images.load(path)
 

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from stored_examples import KEPT, KEPT_HALF, KEPT_INDEX, example, shard, together, write_shards
 
 from gradlight import GradlightError
-from gradlight.data import store, virtual
-from gradlight.data.reader import MapsFile
-from gradlight.data.store import Failure, ImageRow, LayerRow, StoredMaps, TargetRow
+from gradlight.data.hdf5 import shards as virtual
+from gradlight.data.hdf5 import writer as store
+from gradlight.data.hdf5.reader import MapsFile
+from gradlight.data.hdf5.writer import Failure, ImageRow, LayerRow, StoredMaps, TargetRow
 
 KEY = ("normgrad", "layer1")
 
@@ -218,7 +219,7 @@ def test_in_a_data_loader_with_workers(index: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["plain", "index"])
 def test_in_eight_threads_at_once(tmp_path: Path, index: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradlight.data.blocks._OPEN_SHARDS", 1)  # so that threads take shards from one another
+    monkeypatch.setattr("gradlight.data.hdf5.blocks._OPEN_SHARDS", 1)  # so that threads take shards from one another
     path = index
     if kind == "plain":
         virtual.copy_into(path := tmp_path / "plain.h5", sorted((tmp_path / "maps.shards").iterdir()))
@@ -242,7 +243,7 @@ def test_in_eight_threads_at_once(tmp_path: Path, index: Path, kind: str, monkey
 
 
 def test_only_a_few_shards_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradlight.data.blocks._OPEN_SHARDS", 3)
+    monkeypatch.setattr("gradlight.data.hdf5.blocks._OPEN_SHARDS", 3)
     paths = write_shards(tmp_path / "maps.shards", [shard(1, seed) for seed in range(12)])
     virtual.write_index(tmp_path / "maps.h5", paths)
     before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else pytest.skip("no /proc")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradlight.data.scenes import HELD_OUT, SAMPLES, SEEDS, TRAINING, name, seed_of
+from gradlight.data.scenes.generator import HELD_OUT, SAMPLES, SEEDS, TRAINING, name, seed_of
 from gradlight.errors import GradlightError
 
 

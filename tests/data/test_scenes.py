@@ -7,7 +7,17 @@ import re
 import numpy as np
 import pytest
 
-from gradlight.data.scenes import CLASSES, COLOURS, HELD_OUT, KINDS, SAMPLES, TRAINING, Scene, SceneObject, draw
+from gradlight.data.scenes.generator import (
+    CLASSES,
+    COLOURS,
+    HELD_OUT,
+    KINDS,
+    SAMPLES,
+    TRAINING,
+    Scene,
+    SceneObject,
+    draw,
+)
 from gradlight.errors import GradlightError
 
 SCENES = [draw(seed) for seed in range(150)]

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from gradlight.data.scenes import COLOURS, KINDS, Scene, SceneObject, draw, relation
-from gradlight.data.sentences import WORDS, Named, Statement, is_true, objects_of, parse
+from gradlight.data.scenes.generator import COLOURS, KINDS, Scene, SceneObject, draw, relation
+from gradlight.data.scenes.grammar import WORDS, Named, Statement, is_true, objects_of, parse
 
 RELATIONS = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
 NUMBERS = ("two", "three", "four")

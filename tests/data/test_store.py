@@ -19,9 +19,11 @@ from hypothesis.extra import numpy as hnp
 from stored_examples import KEPT, KEPT_HALF, KEPT_INDEX, assert_equal, changed, example, ramp, shard, together
 
 from gradlight import GradlightError
-from gradlight.data import checks, schema, store
-from gradlight.data.reader import MapsFile
-from gradlight.data.store import ImageRow, LayerRow, StoredMaps, TargetRow
+from gradlight.data.hdf5 import schema
+from gradlight.data.hdf5 import validation as checks
+from gradlight.data.hdf5 import writer as store
+from gradlight.data.hdf5.reader import MapsFile
+from gradlight.data.hdf5.writer import ImageRow, LayerRow, StoredMaps, TargetRow
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -212,7 +214,7 @@ def test_few_bytes_that_stand_for_gigabytes_are_not_read_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.write(tmp_path / "maps.h5", with_maps(np.zeros((3, 1000, 1000), np.float32)))
-    monkeypatch.setattr("gradlight.data.store._MANY_BYTES", 2**20)
+    monkeypatch.setattr("gradlight.data.hdf5.writer._MANY_BYTES", 2**20)
     with pytest.raises(GradlightError, match=r"stand for 12,000,000 bytes of maps\. Read them a few rows at a time"):
         store.read(tmp_path / "maps.h5")
     with MapsFile(tmp_path / "maps.h5") as file:
@@ -479,7 +481,7 @@ def test_failure_on_the_way_leaves_everything_as_it_was(
         assert len(os.listdir(tmp_path)) == len(before) + 1  # it was being written, under another name
         raise failure
 
-    monkeypatch.setattr(f"gradlight.data.store.os.{function}", fail)
+    monkeypatch.setattr(f"gradlight.data.hdf5.writer.os.{function}", fail)
     with pytest.raises(expected, match=message):
         store.write(path, changed(weights_sha256="new"))
     assert {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)} == before

@@ -20,10 +20,12 @@ import pytest
 from stored_examples import KEPT, KEPT_HALF, KEPT_INDEX, assert_equal, example, shard, together, write_shards
 
 from gradlight import GradlightError
-from gradlight.data import spill, store, virtual
-from gradlight.data.reader import MapsFile
-from gradlight.data.store import LayerRow, StoredMaps
-from gradlight.data.verify import verify
+from gradlight import files as spill
+from gradlight.data.hdf5 import shards as virtual
+from gradlight.data.hdf5 import writer as store
+from gradlight.data.hdf5.reader import MapsFile
+from gradlight.data.hdf5.verify import verify
+from gradlight.data.hdf5.writer import LayerRow, StoredMaps
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = ("normgrad", "layer1")
@@ -384,7 +386,7 @@ def test_failure_on_the_way_leaves_everything_as_it_was(
     def fail(*_: object) -> None:
         raise failure
 
-    monkeypatch.setattr(f"gradlight.data.spill.os.{function}", fail)
+    monkeypatch.setattr(f"gradlight.files.os.{function}", fail)
     for work in (virtual.write_index, virtual.copy_into):
         with pytest.raises((GradlightError, KeyboardInterrupt), match=r"Input/output error|stopped"):
             work(tmp_path / "maps.h5", paths)

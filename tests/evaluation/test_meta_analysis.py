@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from scipy import stats
 
 import gradlight as gl
-from gradlight.data.scenes import HELD_OUT, TRAINING, draw
+from gradlight.data.scenes.generator import HELD_OUT, TRAINING, draw
 from gradlight.errors import GradlightError
 from gradlight.evaluation import epochs as training
 from gradlight.evaluation import meta_analysis as module

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from coco_half import category_names, load, named_photos
 
-from gradlight.data.scenes import CLASSES, HELD_OUT, draw
+from gradlight.data.scenes.generator import CLASSES, HELD_OUT, draw
 from gradlight.errors import GradlightError
 from gradlight.evaluation.difficult import is_difficult
 from gradlight.evaluation.samples import open_samples

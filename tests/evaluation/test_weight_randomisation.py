@@ -17,7 +17,7 @@ from tiny_networks import LAYERS, Tiny, pixels_of, tiny
 from torch import nn
 
 import gradlight as gl
-from gradlight.data.scenes import HELD_OUT, draw
+from gradlight.data.scenes.generator import HELD_OUT, draw
 from gradlight.errors import GradlightError
 from gradlight.evaluation import weight_randomisation as module
 from gradlight.evaluation.focus import focus

@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import gradlight as gl
-from gradlight.data.scenes import CLASSES
+from gradlight.data.scenes.generator import CLASSES
 from gradlight.models.classifiers import Classifier
 
 SIDE = 32

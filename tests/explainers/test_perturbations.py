@@ -13,7 +13,7 @@ from baseline_networks import PIXELS, SIZE, Residual, attributed, noise
 from torch import Tensor, nn
 
 import gradlight as gl
-from gradlight.data import scenes
+from gradlight.data.scenes import generator as scenes
 from gradlight.explainers.baselines import BASELINES
 from gradlight.explainers.baselines.extremal import SmoothMask, area_penalty, blur_pyramid, blurred, perturbed
 from gradlight.explainers.baselines.rise import random_masks

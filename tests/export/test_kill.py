@@ -15,7 +15,7 @@ import pytest
 from small import Heard, assert_same, photos, run, settings
 
 import gradlight as gl
-from gradlight.data.verify import verify
+from gradlight.data.hdf5.verify import verify
 from gradlight.export.run import UnfinishedError
 
 IMAGES = 200

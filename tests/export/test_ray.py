@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from small import Heard, assert_same, photos, run
 
-from gradlight.data.verify import verify
+from gradlight.data.hdf5.verify import verify
 from gradlight.errors import GradlightError
 from gradlight.export.items import Item
 from gradlight.export.plan import Shard

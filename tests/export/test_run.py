@@ -17,7 +17,7 @@ from PIL import Image
 from small import METHODS, Heard, assert_same, make, photos, run, settings
 
 import gradlight as gl
-from gradlight.data.verify import verify
+from gradlight.data.hdf5.verify import verify
 from gradlight.errors import GradlightError
 from gradlight.export import explaining
 from gradlight.export.items import Item, Source

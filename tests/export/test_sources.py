@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gradlight.data import images
-from gradlight.data.scenes import CLASSES, HELD_OUT, SEEDS
+from gradlight.data.scenes.generator import CLASSES, HELD_OUT, SEEDS
 from gradlight.errors import GradlightError
 from gradlight.export.classes import match
 from gradlight.export.sources import KINDS, Item, Source, find_items

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import gradlight as gl
-from gradlight.data.scenes import SAMPLES, draw
+from gradlight.data.scenes.generator import SAMPLES, draw
 from gradlight.demo import run
 
 

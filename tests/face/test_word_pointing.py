@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import gradlight as gl
-from gradlight.data.scenes import COLOURS, KINDS
-from gradlight.data.sentences import WORDS
+from gradlight.data.scenes.generator import COLOURS, KINDS
+from gradlight.data.scenes.grammar import WORDS
 from gradlight.errors import GradlightError
 from gradlight.evaluation.word_pointing import COMBINATIONS, TOLERANCE, Hits, distance, questions, word_pointing
 from gradlight.models.captioner import Captioner, CaptionNetwork, Vocabulary

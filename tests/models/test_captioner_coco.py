@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import gradlight as gl
-from gradlight.data.captions import CaptionedPhoto, read_captions
+from gradlight.data.datasets.captions import CaptionedPhoto, read_captions
 from gradlight.models.captioner import Captioner, CaptionNetwork
 from gradlight.models.captioner.encoder import RESNET101, build_resnet
 from gradlight.models.captioner.reading import Reading

@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 import gradlight as gl
-from gradlight.data.scenes import COLOURS, HELD_OUT, Scene, draw
-from gradlight.data.sentences import is_true
+from gradlight.data.scenes.generator import COLOURS, HELD_OUT, Scene, draw
+from gradlight.data.scenes.grammar import is_true
 from gradlight.errors import GradlightError, GradlightWarning
 from gradlight.models.captioner import eyes, lessons, photos, scenes, training
 from gradlight.models.captioner.decoder import Specials

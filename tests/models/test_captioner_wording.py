@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradlight import GradlightError
-from gradlight.data.captions import read_captions
+from gradlight.data.datasets.captions import read_captions
 from gradlight.models.captioner.vocabulary import tokenize
 from gradlight.models.captioner.wording import build_vocabulary, encode_captions
 

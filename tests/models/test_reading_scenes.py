@@ -11,7 +11,7 @@ from PIL import Image
 
 import gradlight as gl
 from gradlight import GradlightError
-from gradlight.data.scenes import draw
+from gradlight.data.scenes.generator import draw
 from gradlight.models.base import Photo
 from gradlight.models.classifiers import classifier
 from gradlight.models.view import View

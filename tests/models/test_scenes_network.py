@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import gradlight as gl
-from gradlight.data.scenes import CLASSES, HELD_OUT, SAMPLES, draw
+from gradlight.data.scenes.generator import CLASSES, HELD_OUT, SAMPLES, draw
 from gradlight.errors import GradlightError
 from gradlight.models.scenes import (
     MEAN,

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..errors import GradlightError
-from .documents import PhotoFolder, read_document
-from .files import shown
+from ...errors import GradlightError
+from ...files import shown
+from .annotations import PhotoFolder, read_document
 
 __all__ = ["Captioned", "CaptionedPhoto", "read_captions"]
 

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
-from .scenes import Scene, SceneObject, relation
-from .shapes import COLOURS, KINDS
+from .generator import COLOURS, KINDS, Scene, SceneObject, relation
 
 __all__ = ["WORDS", "Named", "Statement", "is_true", "objects_of", "parse"]
 

@@ -1,4 +1,7 @@
-"""One file of many shards: an index with virtual datasets over them, or a plain file with everything copied."""
+"""One file of many shards: an index with virtual datasets over them, or a plain file with everything copied.
+
+What a file over several others holds: one header, their tables one after the other, and where they differ.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +10,23 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import h5py
 import numpy as np
 
-from ..errors import GradlightError
-from .compression import options
-from .files import PathLike, replace_file, shown
-from .joining import Joined, Key, joined
+from ...errors import GradlightError
+from ...files import INDEX, PathLike, Spill, replace_file, seal, shown, spilling
 from .reader import MapsFile
-from .schema import location
-from .seal import INDEX, seal
-from .shards import Shard, ShardList, escaped
-from .spill import Spill, spilling
-from .store import destination
-from .writing import (
+from .safety import Shard, ShardList, escaped
+from .schema import COLUMN_DTYPES, TABLES, Header, LayerRow, location, options, shown_key
+from .writer import (
     create_maps,
     create_scale,
     describe_maps,
+    destination,
     fill_header,
     fill_tables,
     map_chunk,
@@ -35,7 +34,103 @@ from .writing import (
     parent_group,
 )
 
-__all__ = ["copy_into", "write_index"]
+__all__ = ["Joined", "Key", "copy_into", "differences", "joined", "part_of", "write_index"]
+
+Key = tuple[str, str]
+Kind = tuple[tuple[int, ...], np.dtype]
+_AGREEING = ("model", "weights_sha256", "objective", "meta", "pixels")
+_SHORT = 60
+
+
+class Joined(NamedTuple):
+    """What several files hold together, but for the maps themselves; kinds has shapes (M,h,w) over all rows."""
+
+    header: Header
+    layers: dict[Key, LayerRow]
+    kinds: dict[Key, Kind]
+    columns: dict[str, dict[str, np.ndarray]]
+    shards: tuple[Shard, ...]
+    indexes: tuple[str, ...]  # the names of those that are indexes themselves
+
+
+def joined(paths: Sequence[PathLike]) -> Joined:
+    """Put the headers and tables of files together, in this order; a target's image is shifted to its new row.
+
+    The result is complete where every file is. Raises GradlightError for files that cannot be read, and for files
+    that differ in anything but their rows.
+    """
+    if not paths:
+        raise GradlightError("no files of maps were given to be put together: give at least one")
+    parts: list[Joined] = []
+    first: tuple[PathLike, Joined] | None = None  # the first that has maps: a file of failures alone has none
+    for path in paths:
+        with MapsFile(path) as file:
+            part = part_of(file)
+        if parts and (found := list(differences(first[1] if first else parts[0], part))):
+            other = shown(first[0] if first else paths[0])
+            raise GradlightError(f"{shown(path)} and {other} do not belong together: {'; '.join(found)}.")
+        if first is None and part.shards[0].targets:
+            first = path, part
+        parts.append(part)
+    model = first[1] if first else parts[0]
+    total = sum(part.shards[0].targets for part in parts)
+    header = dataclasses.replace(
+        model.header,
+        gradlight_version=", ".join(dict.fromkeys(part.header.gradlight_version for part in parts)),
+        complete=all(part.header.complete for part in parts),
+    )
+    files = tuple(part.shards[0] for part in parts)
+    indexes = tuple(name for part in parts for name in part.indexes)
+    kinds = {key: ((total, *shape[1:]), dtype) for key, (shape, dtype) in model.kinds.items()}
+    return Joined(header, model.layers, kinds, _columns(parts), files, indexes)
+
+
+def differences(one: Joined, other: Joined) -> Iterator[str]:
+    """Say where two files differ in what must agree; without a map, a file may have any layers."""
+    for name in _AGREEING:
+        if (a := getattr(one.header, name)) != (b := getattr(other.header, name)):
+            yield f"they differ in {name}{_both(a, b)}"
+    if not (one.shards[0].targets and other.shards[0].targets):
+        return
+    for key in one.layers.keys() ^ other.layers.keys():
+        yield f"only one has maps of {shown_key(key)}"
+    for key in one.layers.keys() & other.layers.keys():
+        for name in ("depth", "stride"):
+            if (a := getattr(one.layers[key], name)) != (b := getattr(other.layers[key], name)):
+                yield f"they differ in the {name} of {shown_key(key)}{_both(a, b)}"
+        (shape, dtype), (other_shape, other_dtype) = one.kinds[key], other.kinds[key]
+        if shape[1:] != other_shape[1:]:
+            yield f"they differ in the grid of {shown_key(key)}{_both(shape[1:], other_shape[1:])}"
+        if dtype != other_dtype:
+            yield f"they differ in the dtype of {shown_key(key)}{_both(str(dtype), str(other_dtype))}"
+
+
+def _both(one: object, other: object) -> str:
+    texts = repr(one), repr(other)
+    return f": {texts[1]} and {texts[0]}" if max(map(len, texts)) <= _SHORT else ""
+
+
+def part_of(file: MapsFile) -> Joined:
+    """Give what one file holds, as if it were put together of itself alone."""
+    counts = Shard(file.path.name, len(file.images), len(file.targets), len(file.failures))
+    kinds = {key: (file.shape(key), file.dtype(key)) for key in file.layers}
+    indexes = (shown(file.path),) if file.shards else ()
+    return Joined(file.header, file.layers, kinds, file.columns(), (counts,), indexes)
+
+
+def _columns(parts: Sequence[Joined]) -> dict[str, dict[str, np.ndarray]]:
+    starts = np.cumsum([0, *(part.shards[0].images for part in parts)])
+    found = {
+        table: {
+            name: np.concatenate([part.columns[table][name] for part in parts]).astype(COLUMN_DTYPES[kind])
+            for name, kind in kinds.items()
+        }
+        for table, kinds in TABLES.items()
+    }
+    shift = np.repeat(starts[:-1], [part.shards[0].targets for part in parts])
+    found["targets"]["image"] = found["targets"]["image"] + shift
+    return found
+
 
 _BLOCK_BYTES = 2**24
 _CHUNK_COST = 128  # bytes, at most, around each chunk and in the index of chunks

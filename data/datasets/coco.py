@@ -9,10 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import GradlightError
-from .annotations import Annotated, AnnotatedObject, AnnotatedPhoto, Box, Outline, RunLengths
-from .documents import PhotoFolder, read_document
-from .files import shown
+from ...errors import GradlightError
+from ...files import shown
+from .annotations import (
+    Annotated,
+    AnnotatedObject,
+    AnnotatedPhoto,
+    Box,
+    Outline,
+    PhotoFolder,
+    RunLengths,
+    read_document,
+)
 
 __all__ = ["read_instances"]
 

@@ -13,14 +13,12 @@ from typing import TypeVar, overload
 import h5py
 import numpy as np
 
-from ..errors import GradlightError, nearest
+from ...errors import GradlightError, nearest
+from ...files import INDEX, PathLike, refuse_broken_seal, shown
 from .blocks import Blocks, PlainBlocks, ShardBlocks, damage_explained, open_ours, positions, refusal, signature
-from .checks import problems, summary, view_problems
-from .files import PathLike, shown
-from .guards import attribute, danger, map_datasets
+from .safety import ShardList, attribute, danger, map_datasets, shard_list
 from .schema import TABLES, Failure, Header, ImageRow, LayerRow, TargetRow, location, shown_key
-from .seal import INDEX, refuse_broken_seal
-from .shards import ShardList, shard_list
+from .validation import problems, summary, view_problems
 
 __all__ = ["MapsFile", "Rows", "open_maps"]
 

@@ -6,14 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..errors import GradlightError
-from .checks import view_problems
-from .files import PathLike, shown
-from .joining import Joined, differences, part_of
+from ...errors import GradlightError
+from ...files import PathLike, refuse_broken_seal, shown
 from .reader import MapsFile
+from .safety import Shard, ShardList
 from .schema import TABLES, location
-from .seal import refuse_broken_seal
-from .shards import Shard, ShardList
+from .shards import Joined, differences, part_of
+from .validation import view_problems
 
 __all__ = ["verify"]
 

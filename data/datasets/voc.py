@@ -7,10 +7,10 @@ import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from ..errors import GradlightError, nearest
+from ...errors import GradlightError, nearest
+from ...files import read_whole, shown
+from ..images import IMAGE_SUFFIXES
 from .annotations import Annotated, AnnotatedObject, AnnotatedPhoto, Box
-from .files import read_whole, shown
-from .images import IMAGE_SUFFIXES
 
 __all__ = ["find_voc", "read_voc"]
 

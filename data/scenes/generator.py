@@ -2,20 +2,23 @@
 
 A scene knows the visible pixels of each object, its multi-label classes (shapes and colours) and true captions, so a
 map can be held against what it should show.
+
+The shapes and colours of the generated scenes.
+
+Textured backgrounds for the generated scenes: muted, so that the objects' colours are the objects' alone.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..errors import GradlightError, nearest
-from .backgrounds import background
-from .shapes import COLOURS, KINDS
+from ...errors import GradlightError, nearest
 
 __all__ = [
     "CLASSES",
@@ -27,11 +30,121 @@ __all__ = [
     "TRAINING",
     "Scene",
     "SceneObject",
+    "background",
     "draw",
     "name",
     "relation",
     "seed_of",
 ]
+
+Floats = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+COLOURS = {
+    "red": (214, 36, 40),
+    "orange": (240, 128, 20),
+    "yellow": (238, 216, 40),
+    "green": (46, 160, 58),
+    "cyan": (44, 200, 212),
+    "blue": (36, 76, 214),
+    "purple": (142, 48, 186),
+    "white": (240, 240, 240),
+}
+"""Colour → red, green and blue in 0…255, before light and shade."""
+
+
+def _star(u: Floats, v: Floats) -> Mask:
+    """Five points: in polar coordinates one straight edge, mirrored and turned."""
+    fifth, outer, inner = np.pi / 5, 1.0, 0.42
+    angle = np.abs((np.arctan2(v, u) + fifth) % (2 * fifth) - fifth)
+    edge: Floats = outer * inner * np.sin(fifth) / (outer * np.sin(angle) + inner * np.sin(fifth - angle))
+    return np.hypot(u, v) <= edge
+
+
+def _heart(u: Floats, v: Floats) -> Mask:
+    x, y = 1.25 * u, 0.1 - 1.25 * v
+    beyond_circle = x * x + y * y - 1
+    return beyond_circle * beyond_circle * beyond_circle <= x * x * (y * y * y)
+
+
+def _ring(u: Floats, v: Floats) -> Mask:
+    radius = np.hypot(u, v)
+    return (radius >= 0.52) & (radius <= 0.94)
+
+
+def _cross(u: Floats, v: Floats) -> Mask:
+    narrow, wide = np.minimum(np.abs(u), np.abs(v)), np.maximum(np.abs(u), np.abs(v))
+    return (narrow <= 0.29) & (wide <= 0.92)
+
+
+KINDS: dict[str, Callable[[Floats, Floats], Mask]] = {
+    "circle": lambda u, v: np.hypot(u, v) <= 0.88,
+    "square": lambda u, v: np.maximum(np.abs(u), np.abs(v)) <= 0.74,
+    "triangle": lambda u, v: (v <= 0.5) & (v >= 1.732 * np.abs(u) - 1.0),
+    "star": _star,
+    "ring": _ring,
+    "cross": _cross,
+    "heart": _heart,
+    "crescent": lambda u, v: (np.hypot(u, v) <= 0.92) & (np.hypot(u - 0.48, v) >= 0.76),
+}
+"""Shape → whether points (u, v), in units of the object's radius and turned with it, are inside."""
+
+
+Floats = npt.NDArray[np.float64]
+
+
+def background(random: np.random.Generator, size: int) -> Floats:
+    """Draw a background [size,size,3] in 0…255: two muted colours mixed by a texture, and a little grain."""
+    texture = _TEXTURES[int(random.integers(len(_TEXTURES)))](random, size)
+    grey = random.uniform(60, 150, 2)
+    ends = grey[:, None] + random.uniform(-16, 16, (2, 3))
+    mixed = ends[0] + texture[..., None] * (ends[1] - ends[0])
+    return np.asarray(mixed + random.normal(0, random.uniform(1, 6), (size, size, 1)))
+
+
+def _noise(random: np.random.Generator, size: int) -> Floats:
+    """Sum smooth noise of finer and finer grain."""
+    total = np.zeros((size, size))
+    for octave in range(5):
+        cells = 2 ** (octave + 1) + 1
+        field = Image.fromarray(random.random((cells, cells)).astype(np.float32))
+        total += np.asarray(field.resize((size, size), Image.Resampling.BICUBIC)) / 2**octave
+    return _spread(total)
+
+
+def _stripes(random: np.random.Generator, size: int) -> Floats:
+    wave = np.sin(2 * np.pi * _across(random, size) * random.uniform(4, 16) + random.uniform(0, 6.3))
+    return np.asarray(0.5 + 0.5 * np.tanh(random.uniform(0.6, 4) * wave))
+
+
+def _checks(random: np.random.Generator, size: int) -> Floats:
+    turn, count = random.uniform(0, np.pi), random.uniform(4, 12)
+    y, x = np.mgrid[0:size, 0:size] / size
+    u, v = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
+    return np.asarray((np.floor(u * count) + np.floor(v * count)) % 2, dtype=float)
+
+
+def _gradient(random: np.random.Generator, size: int) -> Floats:
+    return _spread(_across(random, size) + 0.15 * _noise(random, size))
+
+
+def _speckle(random: np.random.Generator, size: int) -> Floats:
+    return _spread(0.5 * _noise(random, size) + random.random((size, size)) ** 3)
+
+
+def _across(random: np.random.Generator, size: int) -> Floats:
+    """Give each pixel's distance along a direction drawn at random, in units of the size."""
+    turn = random.uniform(0, 2 * np.pi)
+    y, x = np.mgrid[0:size, 0:size] / size
+    return np.asarray(x * np.cos(turn) + y * np.sin(turn))
+
+
+def _spread(field: Floats) -> Floats:
+    return np.asarray((field - field.min()) / (np.ptp(field) or 1.0))
+
+
+_TEXTURES: tuple[Callable[[np.random.Generator, int], Floats], ...] = (_noise, _stripes, _checks, _gradient, _speckle)
+
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]

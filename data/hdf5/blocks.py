@@ -15,12 +15,11 @@ from typing import NamedTuple, Protocol
 import h5py
 import numpy as np
 
-from ..errors import GradlightError
-from .checks import foreign
-from .compression import chunk_danger, filters_missing, pipeline
-from .files import PathLike, open_regular, shown
-from .guards import map_danger, path_danger
-from .shards import ShardList
+from ...errors import GradlightError
+from ...files import PathLike, open_regular, shown
+from .safety import ShardList, map_danger, path_danger
+from .schema import chunk_danger, filters_missing, pipeline
+from .validation import foreign
 
 __all__ = ["Blocks", "PlainBlocks", "ShardBlocks", "damage_explained", "open_ours", "positions", "refusal", "signature"]
 

@@ -9,9 +9,8 @@ from collections.abc import Iterable, Iterator
 import h5py
 import numpy as np
 
-from .guards import attribute, map_datasets
+from .safety import attribute, map_datasets, shard_list
 from .schema import FORMAT, MAP_DTYPES, TABLES, VERSION, location
-from .shards import shard_list
 
 __all__ = ["foreign", "is_ours", "problems", "summary", "view_problems"]
 
