@@ -9,7 +9,7 @@ import argparse
 import sys
 
 from gradlight.data.scenes.generator import HELD_OUT
-from gradlight.models.scenes import load_bundled, mean_average_precision
+from gradlight.models.scenes.classifier import load_bundled, mean_average_precision
 
 
 def main() -> None:

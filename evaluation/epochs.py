@@ -14,7 +14,7 @@ from ..data.scenes import generator as scenes
 from ..errors import GradlightError
 from ..files import replace_file, replacing, shown
 from ..models.classifiers import Classifier, classifier
-from ..models.scenes import BATCH, Training, draw_in_parallel
+from ..models.scenes.classifier import BATCH, Training, draw_in_parallel
 
 __all__ = ["Course", "at_epoch", "kept_epochs"]
 

@@ -18,7 +18,7 @@ from ..errors import GradlightError
 from ..explainers.explain import explain
 from ..explainers.maps import SaliencyMaps
 from ..explainers.meta import Meta
-from ..models.scenes import mean_average_precision
+from ..models.scenes.classifier import mean_average_precision
 from .epochs import Course, at_epoch, kept_epochs
 from .ledger import Ledger
 from .means import mean

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import GradlightError
 from ..models.base import Explainable, ImageLike, Photo
-from ..models.layers import Discovery
+from ..models.layers.discovery import Discovery
 from ..models.objective import Objective, Target, Targets
 
 __all__ = ["Pinned", "twin"]

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from ..errors import GradlightError
 from ..models.base import Explainable, ImageLike, Photo
-from ..models.class_objective import ClassLabels, ClassObjective
+from ..models.class_objective import Asked, ClassLabels, ClassObjective, parse
 from ..models.classifiers import Classifier
+from ..models.images import read_images
 from ..models.preprocessing import Preprocess, Preprocessing
 from ..models.preserve import preserved
-from ..models.reading import read_images
-from ..models.targets import Asked, parse
 from ..models.view import View
 from .fully_convolutional import fully_convolutional
 

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import GradlightError
 from ..models.base import Photo
+from ..models.images import read_images
 from ..models.preprocessing import Preprocess
-from ..models.reading import read_images
 from .items import Item
 
 __all__ = ["Loaded", "Reading"]

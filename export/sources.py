@@ -11,7 +11,7 @@ from ..data.datasets.voc import find_voc
 from ..data.scenes import generator as scenes
 from ..errors import GradlightError, nearest
 from ..files import shown
-from ..models.targets import resolve
+from ..models.class_objective import resolve
 from .classes import match
 from .datasets import by_class, of_captions, of_coco, of_voc
 from .items import Asked, Item, Source

@@ -133,7 +133,7 @@ def caption(
 ) -> None:
     """Say what is in photos, in a sentence each."""
     from .captioning import caption_images
-    from .models.captioner.saying import Saying
+    from .models.captioner.search import Saying
     from .opening import Source
 
     source = Source(model, None, pretrained, None, device, encoder)

@@ -18,7 +18,7 @@ from ..data import images as pictures
 from ..data.scenes import generator as scenes
 from ..errors import GradlightError
 from .fingerprint import weights_sha256
-from .layers import Discovery, Layer, discover
+from .layers.discovery import Discovery, Layer, discover
 from .objective import Objective
 from .preprocessing import Preprocess
 from .view import View

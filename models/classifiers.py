@@ -12,16 +12,11 @@ from torch import Tensor, nn
 from ..errors import GradlightError, nearest
 from .base import Explainable, ImageLike, Photo, as_list
 from .checkpoints import PathLike, load_checkpoint
-from .class_objective import ClassLabels, ClassObjective
-from .huggingface import found_classifier, is_hub_source, is_multi_label, named_classifier
-from .image_processor import own_preprocess
-from .logits import Output
-from .placing import Device, place
+from .class_objective import ClassLabels, ClassObjective, Output, parse
+from .huggingface import found_classifier, is_hub_source, is_multi_label, named_classifier, own_preprocess
+from .images import read_images, read_pixels
 from .preprocessing import IMAGENET, Preprocess, Preprocessing
-from .preserve import preserved
-from .reading import read_images, read_pixels
-from .targets import parse
-from .wrapping import check_explainable, unwrapped
+from .preserve import Device, check_explainable, place, preserved, unwrapped
 from .zoo import LIBRARIES, Found, sources
 
 __all__ = ["Classifier", "Prediction", "classifier"]
@@ -203,7 +198,7 @@ def _named(source: Any, pretrained: bool, checkpoint: PathLike | None, labels: S
 def _scenes(pretrained: bool, checkpoint: PathLike | None, labels: Sequence[str] | None) -> Found:
     from .. import __version__
     from ..data.scenes.generator import CLASSES
-    from . import scenes
+    from .scenes import classifier as scenes
 
     if labels is not None and len(labels) != len(CLASSES):
         raise GradlightError(f"The scenes have {len(CLASSES)} classes, but labels= names {len(labels)}.")

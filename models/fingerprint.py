@@ -13,10 +13,9 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 
 from ..data import images as pictures
+from .change_detection import MODULE_FIELDS, Describer, Probe, hooks_of, is_plain, own_names, raw
 from .class_objective import ClassLabels
-from .describing import MODULE_FIELDS, Describer, hooks_of, is_plain, own_names, raw
 from .objective import Objective
-from .probing import Probe
 
 __all__ = [
     "Fingerprint",

@@ -12,11 +12,10 @@ from ..explainers.explain import explain
 from ..explainers.maps import SaliencyMaps
 from ..explainers.meta import Meta
 from ..explainers.methods import METHODS, methods_of
-from ..models import targets as classes
+from ..models import class_objective as classes
 from ..models.base import Explainable, Photo, as_list
-from ..models.captioner.caption import Caption, Phrase
 from ..models.captioner.captioner import Captioner
-from ..models.captioner.targets import CaptionTarget
+from ..models.captioner.targets import Caption, CaptionTarget, Phrase
 from ..models.classifiers import Classifier
 from ..models.objective import Target
 from .choices import Choice, bracketed, choices_of, class_keys

@@ -1,9 +1,9 @@
 """Captioners: a ResNet and a recurrent decoder behind the common objective."""
 
-from .caption import Caption, Phrase
 from .captioner import Captioner, captioner
 from .checkpoints import Checkpoint, read_checkpoint
-from .network import CaptionNetwork
+from .encoder import CaptionNetwork
+from .targets import Caption, Phrase
 from .vocabulary import Vocabulary
 
 __all__ = [

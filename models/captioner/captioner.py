@@ -15,20 +15,16 @@ from ...errors import GradlightError
 from ..base import Explainable, ImageLike, Photo, as_list
 from ..checkpoints import PathLike
 from ..huggingface import is_hub_source
-from ..measuring import Measured
-from ..placing import Device, place
+from ..images import read_images, read_pixels
+from ..measured_preprocessing import Measured
 from ..preprocessing import OriginalSize, Preprocess
-from ..preserve import preserved
-from ..reading import read_images, read_pixels
-from .caption import Caption, Word
-from .checkpoints import Checkpoint, read_checkpoint
-from .eyes import find_encoder
-from .network import CaptionNetwork
+from ..preserve import Device, place, preserved
+from .checkpoints import Checkpoint, find_encoder, read_checkpoint
+from .decoder import step_log_probs
+from .encoder import CaptionNetwork
 from .objective import CaptionObjective
-from .saying import Saying
-from .scoring import step_log_probs
-from .search import Found
-from .targets import parse, word_by_word
+from .search import Found, Saying
+from .targets import Caption, Word, parse, word_by_word
 from .vocabulary import UNKNOWN, Vocabulary
 
 __all__ = ["Captioner", "bundled_folder", "captioner"]
@@ -200,7 +196,7 @@ def captioner(
     what is not to be read, and says why.
     """
     if is_hub_source(source):
-        from .transformers import open_captioner
+        from .hf_captioner import open_captioner
 
         if encoder is not None:
             raise GradlightError("encoder= is for recurrent decoders; a captioner of transformers has its own eye.")

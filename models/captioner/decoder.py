@@ -1,4 +1,7 @@
-"""What every caption decoder is: a recurrent network that takes features in, then words, and predicts the next word."""
+"""What every caption decoder is: a recurrent network that takes features in, then words, and predicts the next word.
+
+The log-probability of a caption: of each of its words given those before, and of END.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from torch.nn import functional
 
 from .search import Finishing, search
 
-__all__ = ["PADDING", "Decoder", "Features", "Specials", "State"]
+__all__ = ["PADDING", "Decoder", "Features", "Specials", "State", "step_log_probs"]
 
 Features = Mapping[str, Tensor]
 """What an encoder tells of B images: "fc" [B,F], their vector, "att" [B,N,D], their places, or both; "mask" [B,N]."""
@@ -99,3 +102,18 @@ class Decoder(nn.Module):
 
 
 _HALVES = (torch.float16, torch.bfloat16)
+
+
+def step_log_probs(log_probs: Tensor, tokens: Tensor, end: int) -> tuple[Tensor, Tensor]:
+    """Pick what each step of a caption says: ([B,T+1] log-probabilities, [B,T+1] which steps exist).
+
+    log_probs: [B,T+1,V] (`Decoder.log_probs`). tokens: [B,T], padded with −1. The last step of each caption is END;
+    the steps behind it are zero.
+    """
+    lengths = (tokens >= 0).sum(1)
+    steps = torch.arange(tokens.shape[1] + 1, device=tokens.device)
+    said = torch.cat([tokens, tokens.new_full((len(tokens), 1), end)], 1)
+    said = torch.where(steps == lengths[:, None], end, said).clamp(min=0)
+    exists = steps <= lengths[:, None]
+    picked = log_probs.gather(2, said[..., None])[..., 0]
+    return picked.masked_fill(~exists, 0.0), exists

@@ -1,4 +1,9 @@
-"""The eye of a captioner: a ResNet without its head."""
+"""The eye of a captioner: a ResNet without its head.
+
+What a decoder reads of an encoder's last map: one vector of the whole image, and one of each place.
+
+A captioner as one network: its eye and its tongue.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +13,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from ...errors import GradlightError
+from .decoder import Decoder
 
-__all__ = ["RESNET101", "ResNetPlan", "build_resnet", "plan_of", "trunk_of"]
+__all__ = ["RESNET101", "CaptionNetwork", "Reading", "ResNetPlan", "build_resnet", "plan_of", "trunk_of"]
 
 _BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {"basic": BasicBlock, "bottleneck": Bottleneck}
 
@@ -135,3 +143,66 @@ def trunk_of(network: nn.Module) -> nn.Sequential:
             " encoder. Give a torchvision or timm ResNet, such as torchvision.models.resnet101()."
         )
     return nn.Sequential(OrderedDict((name, children[name]) for name in wanted))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How an encoder's last map becomes features.
+
+    grid: the places are pooled to grid × grid; None leaves them as they are. boxes: where each place lies is put
+    behind its features, as ImageCaptioning.pytorch's `use_box` does for regions: left, top, right, bottom and area, all
+    as shares of the image.
+    """
+
+    grid: int | None = None
+    boxes: bool = False
+
+    def __call__(self, maps: Tensor) -> dict[str, Tensor]:
+        """Read features off a map [B,C,h,w]: "fc" [B,C], its mean, and "att" [B,N,C], or [B,N,C+5] with boxes."""
+        places = maps if self.grid is None else functional.adaptive_avg_pool2d(maps, self.grid)
+        rows = torch.movedim(places.flatten(2), 1, 2)
+        if self.boxes:
+            where = _boxes(places.shape[2], places.shape[3]).to(rows)
+            rows = torch.cat([rows, where.expand(len(rows), -1, -1)], 2)
+        return {"fc": maps.mean((2, 3)), "att": rows}
+
+    def to_json(self) -> dict[str, Any]:
+        """Describe the reading in JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Reading:
+        """Make it again from what `to_json` gave; raises GradlightError for anything else."""
+        try:
+            grid, boxes = record["grid"], record["boxes"]
+        except (KeyError, TypeError) as error:
+            raise GradlightError(f"This does not say how features are read: {record!r}.") from error
+        if not isinstance(boxes, bool) or not (grid is None or (type(grid) is int and 0 < grid <= _MOST)):
+            raise GradlightError(f"This does not say how features are read: {record!r}.")
+        return cls(grid, boxes)
+
+
+_MOST = 256
+
+
+def _boxes(rows: int, columns: int) -> Tensor:
+    """Give the boxes [rows·columns,5] of a grid's places."""
+    top, left = torch.meshgrid(torch.arange(rows) / rows, torch.arange(columns) / columns, indexing="ij")
+    area = torch.full_like(top, 1 / (rows * columns))
+    return torch.stack([left, top, left + 1 / columns, top + 1 / rows, area], 2).flatten(0, 1)
+
+
+class CaptionNetwork(nn.Module):
+    """An encoder from pixels to a map [B,C,h,w], how features are read off it, and a decoder from these to words."""
+
+    def __init__(self, encoder: nn.Module, decoder: Decoder, reading: Reading | None = None) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.reading = encoder, decoder, reading or Reading()
+
+    def features(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Give what the decoder reads of pixels [B,3,H,W]: "fc" [B,C] and "att" [B,N,C]."""
+        return self.reading(self.encoder(pixels))
+
+    def forward(self, pixels: Tensor, tokens: Tensor) -> Tensor:
+        """Give the log-probabilities [B,T+1,V] of captions [B,T] under teacher forcing (`Decoder.log_probs`)."""
+        return self.decoder.log_probs(self.features(pixels), tokens)

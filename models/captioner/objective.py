@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ..class_objective import rows_for
 from ..objective import Objective, Targets, evened
-from ..targets import rows_for
-from .decoder import PADDING
-from .network import CaptionNetwork
-from .saying import Saying
-from .scoring import step_log_probs
+from .decoder import PADDING, step_log_probs
+from .encoder import CaptionNetwork
+from .search import Saying
 from .targets import Asked, CaptionTarget, resolve
 from .vocabulary import Vocabulary
 

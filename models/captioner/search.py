@@ -1,22 +1,26 @@
-"""Greedy and beam search over a decoder's words, all images of a batch at once."""
+"""Greedy and beam search over a decoder's words, all images of a batch at once.
+
+How a captioner makes its own caption: the options of its search, in one place.
+"""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ...errors import GradlightError
+from .decoder import Decoder, Features
 
 if TYPE_CHECKING:
     from .decoder import Decoder, Features, State
 
-__all__ = ["KEPT", "LEAVES", "REPLACED", "Finishing", "Found", "length_score", "search"]
+__all__ = ["KEPT", "LEAVES", "REPLACED", "Finishing", "Found", "Saying", "length_score", "search"]
 
 
 @dataclass(frozen=True)
@@ -177,3 +181,24 @@ def _take(state: State, rows: Tensor) -> State:
 
 def _along(rows: Tensor, history: Tensor) -> Tensor:
     return rows[..., None].expand(-1, -1, history.shape[2])
+
+
+@dataclass(frozen=True)
+class Saying:
+    """Options of the search: beams, the most tokens (None: the decoder's own limit), UNK suppressed, length penalty."""
+
+    beam_size: int = 3
+    max_length: int | None = None
+    suppress_unk: bool = False
+    length_penalty: str | None = None
+
+    def say(self, decoder: Decoder, features: Features) -> list[Found]:
+        """Find the best caption of each image."""
+        limit = decoder.max_length if self.max_length is None else self.max_length
+        return search(
+            decoder, features, self.beam_size, limit, suppress_unk=self.suppress_unk, penalty=self.length_penalty
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Describe the options in JSON types."""
+        return asdict(self)

@@ -21,7 +21,7 @@ from gradlight.evaluation.epochs import Course, at_epoch, kept_epochs
 from gradlight.evaluation.ledger import Ledger
 from gradlight.evaluation.meta_analysis import meta_analysis
 from gradlight.evaluation.result import Result
-from gradlight.models.scenes import Training, build, draw_many
+from gradlight.models.scenes.classifier import Training, build, draw_many
 
 COURSE = Course(epochs=2, scenes=64, seed=3)
 METHODS = ["normgrad", "selective_normgrad"]

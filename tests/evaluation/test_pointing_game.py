@@ -31,11 +31,10 @@ from gradlight.evaluation.whole_photo import GridObjective, whole_photos
 from gradlight.models.captioner import Captioner, CaptionNetwork, Vocabulary
 from gradlight.models.captioner.decoder import Specials
 from gradlight.models.captioner.encoder import ResNetPlan, build_resnet
-from gradlight.models.captioner.recurrent import FC
-from gradlight.models.class_objective import ClassLabels
+from gradlight.models.captioner.rnn_decoders import FC
+from gradlight.models.class_objective import ClassLabels, parse
 from gradlight.models.classifiers import Classifier
 from gradlight.models.preprocessing import Preprocessing
-from gradlight.models.targets import parse
 
 METHODS = ["normgrad", "gradient"]
 SIDE = 64

@@ -17,12 +17,10 @@ import gradlight as gl
 from gradlight.errors import GradlightError
 from gradlight.explainers.methods import METHODS
 from gradlight.models.captioner import Captioner, CaptionNetwork, Vocabulary
-from gradlight.models.captioner.attention import Att2in2, SoftAttention
 from gradlight.models.captioner.decoder import Decoder, Specials
-from gradlight.models.captioner.encoder import RESNET101, ResNetPlan, build_resnet
-from gradlight.models.captioner.reading import Reading
-from gradlight.models.captioner.recurrent import FC, ShowTell
-from gradlight.models.captioner.saying import Saying
+from gradlight.models.captioner.encoder import RESNET101, Reading, ResNetPlan, build_resnet
+from gradlight.models.captioner.rnn_decoders import FC, Att2in2, ShowTell, SoftAttention
+from gradlight.models.captioner.search import Saying
 from gradlight.models.preprocessing import Preprocessing
 
 WORDS = ["a", "red", "blue", "star", "ring", "above", "below", "and", "small", "large", "cross", "UNK"]

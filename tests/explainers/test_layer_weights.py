@@ -23,7 +23,7 @@ from gradlight.errors import GradlightError, GradlightWarning
 from gradlight.explainers import layer_weights as measuring
 from gradlight.explainers.combination import check_weights, layer_weights
 from gradlight.explainers.layer_weights import accuracy, average_precision, averaged_features, spread
-from gradlight.models import scenes as network_of_scenes
+from gradlight.models.scenes import classifier as network_of_scenes
 
 SHA = "ab" * 32
 LAYERS = ["layer1", "layer2", "layer3", "layer4"]

@@ -16,7 +16,7 @@ from gradlight.evaluation.word_pointing import COMBINATIONS, TOLERANCE, Hits, di
 from gradlight.models.captioner import Captioner, CaptionNetwork, Vocabulary
 from gradlight.models.captioner.decoder import Specials
 from gradlight.models.captioner.encoder import ResNetPlan, build_resnet
-from gradlight.models.captioner.recurrent import FC
+from gradlight.models.captioner.rnn_decoders import FC
 from gradlight.models.preprocessing import Preprocessing
 
 SEEDS = range(5)

@@ -19,10 +19,9 @@ from torch import Tensor
 
 from gradlight.errors import GradlightError, GradlightWarning
 from gradlight.models.captioner.checkpoints import read_checkpoint
-from gradlight.models.captioner.encoder import RESNET101, ResNetPlan, build_resnet
-from gradlight.models.captioner.reading import Reading
+from gradlight.models.captioner.encoder import RESNET101, Reading, ResNetPlan, build_resnet
 from gradlight.models.captioner.search import KEPT, LEAVES, REPLACED, search
-from gradlight.models.captioner.weights import read_weights
+from gradlight.models.captioner.state_dicts import read_weights
 from gradlight.models.preprocessing import OriginalSize, Preprocessing
 
 TRAINED = ["fc_py2", "show_tell_py2", "newfc_py3", "att2in2_py3", "disc_fc_py2", "disc_att2in2_py2"]

@@ -10,11 +10,9 @@ import torch
 import gradlight as gl
 from gradlight.data.datasets.captions import CaptionedPhoto, read_captions
 from gradlight.models.captioner import Captioner, CaptionNetwork
-from gradlight.models.captioner.encoder import RESNET101, build_resnet
-from gradlight.models.captioner.reading import Reading
-from gradlight.models.captioner.recurrent import FC
-from gradlight.models.captioner.vocabulary import tokenize
-from gradlight.models.captioner.wording import build_vocabulary
+from gradlight.models.captioner.encoder import RESNET101, Reading, build_resnet
+from gradlight.models.captioner.rnn_decoders import FC
+from gradlight.models.captioner.vocabulary import build_vocabulary, tokenize
 from gradlight.models.preprocessing import IMAGENET, OriginalSize
 
 pytestmark = pytest.mark.slow

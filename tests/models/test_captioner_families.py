@@ -33,13 +33,12 @@ from captioner_projects import (
 from torch import Tensor
 
 from gradlight.errors import GradlightError, GradlightWarning
-from gradlight.models.captioner.attention import Att2in2
 from gradlight.models.captioner.checkpoints import Checkpoint, read_checkpoint
 from gradlight.models.captioner.decoder import Specials
-from gradlight.models.captioner.families import build_decoder, load_strictly, recognise, width_of
-from gradlight.models.captioner.reading import Reading
-from gradlight.models.captioner.recurrent import FC
+from gradlight.models.captioner.encoder import Reading
+from gradlight.models.captioner.rnn_decoders import FC, Att2in2
 from gradlight.models.captioner.search import KEPT, REPLACED
+from gradlight.models.captioner.state_dicts import build_decoder, load_strictly, recognise, width_of
 
 SAID = [3, 6, 1, V]
 

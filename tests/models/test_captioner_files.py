@@ -17,7 +17,7 @@ from torch import nn
 
 from gradlight.errors import GradlightError
 from gradlight.models.captioner.checkpoints import Checkpoint, read_checkpoint
-from gradlight.models.captioner.files import read_folder, write_folder
+from gradlight.models.captioner.format import read_folder, write_folder
 from gradlight.models.captioner.search import Finishing
 from gradlight.models.preprocessing import Preprocessing
 

@@ -12,13 +12,11 @@ from torch import Tensor
 
 from gradlight.errors import GradlightError
 from gradlight.models.captioner import Captioner, CaptionNetwork, Vocabulary
-from gradlight.models.captioner.attention import Att2in2, SoftAttention
 from gradlight.models.captioner.decoder import Decoder, Specials
-from gradlight.models.captioner.encoder import ResNetPlan, build_resnet
+from gradlight.models.captioner.encoder import Reading, ResNetPlan, build_resnet
 from gradlight.models.captioner.objective import CaptionObjective
-from gradlight.models.captioner.reading import Reading
-from gradlight.models.captioner.recurrent import FC, ShowTell
-from gradlight.models.captioner.saying import Saying
+from gradlight.models.captioner.rnn_decoders import FC, Att2in2, ShowTell, SoftAttention
+from gradlight.models.captioner.search import Saying
 from gradlight.models.objective import Targets
 from gradlight.models.preprocessing import Preprocessing
 

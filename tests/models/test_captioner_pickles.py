@@ -24,9 +24,9 @@ from torch import nn
 
 from gradlight.errors import GradlightError, GradlightWarning
 from gradlight.models.captioner.checkpoints import read_checkpoint
-from gradlight.models.captioner.files import write_folder
-from gradlight.models.captioner.pickles import read_pickle
-from gradlight.models.captioner.weights import read_modules, read_weights
+from gradlight.models.captioner.format import write_folder
+from gradlight.models.captioner.safe_pickle import read_pickle
+from gradlight.models.captioner.state_dicts import read_modules, read_weights
 
 KINDS = ["system", "popen", "eval", "exec", "import", "runpy", "mkdir"]
 

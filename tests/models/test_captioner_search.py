@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from gradlight.errors import GradlightError
-from gradlight.models.captioner.attention import Att2in2, SoftAttention
 from gradlight.models.captioner.decoder import Decoder, Specials
-from gradlight.models.captioner.recurrent import FC, ShowTell
+from gradlight.models.captioner.rnn_decoders import FC, Att2in2, ShowTell, SoftAttention
 from gradlight.models.captioner.search import KEPT, LEAVES, REPLACED, Finishing, Found, length_score, search
 
 Features = dict[str, Tensor]

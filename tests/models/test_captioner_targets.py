@@ -8,10 +8,9 @@ import pytest
 
 from gradlight.errors import GradlightError
 from gradlight.models.captioner import Caption, Phrase, Vocabulary
-from gradlight.models.captioner.caption import Word, find_words
 from gradlight.models.captioner.decoder import Specials
 from gradlight.models.captioner.search import Found
-from gradlight.models.captioner.targets import Asked, CaptionTarget, parse, resolve, word_by_word
+from gradlight.models.captioner.targets import Asked, CaptionTarget, Word, find_words, parse, resolve, word_by_word
 
 WORDS = ["a", "red", "blue", "star", "ring", "above", "below", "Café", "small", "cross", "UNK"]
 KNOWN = Vocabulary(dict(enumerate(WORDS, 1)), Specials(0, 0, 11))

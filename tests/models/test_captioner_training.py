@@ -20,12 +20,15 @@ import gradlight as gl
 from gradlight.data.scenes.generator import COLOURS, HELD_OUT, Scene, draw
 from gradlight.data.scenes.grammar import is_true
 from gradlight.errors import GradlightError, GradlightWarning
-from gradlight.models.captioner import eyes, lessons, photos, scenes, training
+from gradlight.models.captioner import checkpoints as eyes
+from gradlight.models.captioner import coco_training as lessons
+from gradlight.models.captioner import coco_training as photos
+from gradlight.models.captioner import trainer as training
 from gradlight.models.captioner.decoder import Specials
-from gradlight.models.captioner.encoder import ResNetPlan, build_resnet
-from gradlight.models.captioner.network import CaptionNetwork
-from gradlight.models.captioner.recurrent import FC
-from gradlight.models.captioner.training import Progress, Settings, fit, mean_loss, prepare
+from gradlight.models.captioner.encoder import CaptionNetwork, ResNetPlan, build_resnet
+from gradlight.models.captioner.rnn_decoders import FC
+from gradlight.models.captioner.trainer import Progress, Settings, fit, mean_loss, prepare
+from gradlight.models.scenes import captioner as scenes
 
 STEPS = 3
 TINY: dict[str, Any] = {"embed": 16, "size": 16, "attention": 16, "workers": 0, "rate": 2e-2}

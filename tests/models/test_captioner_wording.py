@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from gradlight import GradlightError
 from gradlight.data.datasets.captions import read_captions
-from gradlight.models.captioner.vocabulary import tokenize
-from gradlight.models.captioner.wording import build_vocabulary, encode_captions
+from gradlight.models.captioner.vocabulary import build_vocabulary, encode_captions, tokenize
 
 TEXTS = ["A dog runs.", "a dog, a cat", "The cat sleeps", "a dog"]
 

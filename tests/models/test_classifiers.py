@@ -22,12 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradlight.errors import GradlightError
-from gradlight.models import scenes
-from gradlight.models.class_objective import ClassLabels, ClassObjective
+from gradlight.models.class_objective import ClassLabels, ClassObjective, find_logits, parse
 from gradlight.models.classifiers import Classifier, Prediction, classifier
-from gradlight.models.logits import find_logits
 from gradlight.models.preprocessing import IMAGENET, Preprocessing
-from gradlight.models.targets import parse
+from gradlight.models.scenes import classifier as scenes
 from gradlight.models.view import View
 from gradlight.models.zoo import torchvision_network
 

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 import gradlight as gl
 from gradlight.errors import GradlightError
 from gradlight.models import fingerprint as module
+from gradlight.models.change_detection import Probe
 from gradlight.models.fingerprint import fingerprint, objective_sha256, pixels_sha256, value_sha256, weights_sha256
-from gradlight.models.probing import Probe
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -34,8 +34,8 @@ from transformers import (
 
 import gradlight as gl
 from gradlight.errors import GradlightError
-from gradlight.models.image_processor import ImageProcessor
-from gradlight.models.measuring import Measured
+from gradlight.models.huggingface import ImageProcessor
+from gradlight.models.measured_preprocessing import Measured
 from gradlight.models.preprocessing import IMAGENET
 
 LABELS = {0: "tench", 1: "hen", 2: "ouzel", 3: "axolotl", 4: "mamba"}

@@ -16,7 +16,7 @@ from transformers import ResNetConfig, ResNetForImageClassification, ViTImagePro
 import gradlight as gl
 from gradlight.errors import GradlightError
 from gradlight.models.captioner import Caption, Captioner
-from gradlight.models.captioner.pieces import Pieces, flat
+from gradlight.models.captioner.hf_decoder import Pieces, flat
 from gradlight.opening import Source, open_captioner, open_model
 
 FAMILIES = list(hub.CAPTIONERS)

@@ -18,7 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import gradlight as gl
-from gradlight.models.layers import Discovery, Layer, discover
+from gradlight.models.layers.discovery import Discovery, Layer, discover
 
 HEIGHT, WIDTH, PATCH, ROWS, COLUMNS, WINDOW = 32, 48, 4, 8, 12, 4
 

@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor, nn
 
 import gradlight as gl
-from gradlight.models.layers import Discovery, Layer, discover
+from gradlight.models.layers.discovery import Discovery, Layer, discover
 
 
 @cache

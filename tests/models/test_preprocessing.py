@@ -17,7 +17,7 @@ from torchvision.models import get_weight
 
 from gradlight.errors import GradlightError, GradlightWarning
 from gradlight.models import preprocessing
-from gradlight.models.measuring import Measured
+from gradlight.models.measured_preprocessing import Measured
 from gradlight.models.preprocessing import IMAGENET, Preprocessing, picture_of
 from gradlight.models.view import View
 from gradlight.models.zoo import timm_preprocessing, torchvision_preprocessing

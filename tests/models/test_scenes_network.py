@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 import gradlight as gl
 from gradlight.data.scenes.generator import CLASSES, HELD_OUT, SAMPLES, draw
 from gradlight.errors import GradlightError
-from gradlight.models.scenes import (
+from gradlight.models.scenes.classifier import (
     MEAN,
     STD,
     average_precision,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradlight.errors import GradlightError
-from gradlight.models.targets import Class, Rank, parse, resolve, rows_for
+from gradlight.models.class_objective import Class, Rank, parse, resolve, rows_for
 
 LABELS = [
     "cat",
