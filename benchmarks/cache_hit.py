@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 import gradlight as gl
-from gradlight.explainers import seen
+from gradlight.explainers import cache as seen
 from gradlight.models.fingerprint import fingerprint
 
 METHODS = ["gradient", "linear_approx", "grad_cam", "selective_normgrad", "normgrad"]

@@ -18,12 +18,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data.layer_weights import KINDS, LayerMeasure, Measured, keep
 from ..errors import GradlightError, GradlightWarning
-from ..explainers.choice import choose_layers
 from ..explainers.combination import combination_name
 from ..explainers.combination import layer_weights as shares_of
+from ..explainers.layer_selection import choose_layers
 from ..explainers.layer_weights import accuracy, averaged_features, spread
+from ..explainers.layer_weights_store import KINDS, LayerMeasure, Measured, keep
 from ..explainers.maps import SaliencyMaps
 from ..models.base import Explainable
 from .ledger import Ledger

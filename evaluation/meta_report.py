@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..explainers.maps import SaliencyMaps
-from ..explainers.panels import draw_map, draw_photo, picture_of
+from ..explainers.plotting import draw_map, draw_photo, picture_of
 from .means import mean
 from .tables import Cell, Table
 

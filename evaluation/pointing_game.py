@@ -19,8 +19,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..errors import GradlightError, nearest
-from ..explainers.choice import choose_layers
 from ..explainers.explain import explain
+from ..explainers.layer_selection import choose_layers
 from ..explainers.maps import SaliencyMaps
 from ..explainers.meta import Meta
 from ..explainers.methods import AnyMethod, MethodLike, methods_of

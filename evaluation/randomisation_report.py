@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ..explainers.combination import are_flat
 from ..explainers.maps import SaliencyMaps
-from ..explainers.panels import draw_map, draw_photo, picture_of
+from ..explainers.plotting import draw_map, draw_photo, picture_of
 from .means import Share, mean
 from .tables import Cell, Table
 

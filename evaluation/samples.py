@@ -17,7 +17,7 @@ from ..data.datasets.coco import read_instances
 from ..data.datasets.voc import find_voc, read_voc
 from ..data.scenes import generator as scenes
 from ..errors import GradlightError
-from ..explainers.rows import Made
+from ..explainers.lazy import Made
 from ..files import shown
 from ..models.base import ImageLike
 from .difficult import is_difficult

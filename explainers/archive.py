@@ -17,8 +17,8 @@ from ..data.hdf5.writer import ImageRow, LayerRow, StoredMaps, TargetRow, write
 from ..errors import GradlightError
 from ..models.base import Photo, View
 from ..models.objective import Target
+from .lazy import Held, Indices, Made, TargetRows
 from .maps import MapLayer, Origin, SaliencyMaps
-from .rows import Held, Indices, Made, TargetRows
 
 __all__ = ["load", "save", "to_stored"]
 

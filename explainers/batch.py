@@ -14,14 +14,13 @@ from torch import Tensor
 from ..errors import GradlightError, GradlightWarning
 from ..models.base import Layer
 from ..models.objective import Objective, Target, Targets
-from .arithmetic import Arithmetic
 from .baselines.baseline import Baseline
-from .capture import record
+from .capture import Tap, record
 from .meta import Meta, moved
 from .methods import AnyMethod, Method
-from .per_image import NotCoveredError, stepped
+from .per_sample import NotCoveredError, stepped
+from .precision import Arithmetic
 from .statistics import Statistics
-from .tap import Tap
 from .threads import few_threads
 
 __all__ = ["BatchMaps", "Job"]

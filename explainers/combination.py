@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.layer_weights import KINDS, find, published
 from ..errors import GradlightError, GradlightWarning, nearest
+from .layer_weights_store import KINDS, find, published
 
 __all__ = [
     "LayerWeights",

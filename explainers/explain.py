@@ -13,13 +13,13 @@ from tqdm.auto import tqdm
 from ..errors import GradlightError, GradlightWarning
 from ..models.base import Explainable, Photo, as_list, check_model
 from ..models.objective import Objective, Target
-from .arithmetic import Arithmetic
 from .batch import BatchMaps, Job
-from .caching import CacheLike, opened
-from .choice import choose_layers
+from .cache import CacheLike, opened
+from .layer_selection import choose_layers
 from .maps import MapLayer, Origin, SaliencyMaps
 from .meta import Meta
 from .methods import MethodLike, methods_of
+from .precision import Arithmetic
 
 __all__ = ["assembled", "explain", "origin_of"]
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..errors import GradlightError
+from .capture import Tap
 from .contributions import Contribution, Dense, Outer, Patches, Weighted
 from .real_layers import real, real_bias
-from .tap import Tap
 
 __all__ = ["EXTRACTS", "Extract", "averaged_scaling", "class_weights"]
 

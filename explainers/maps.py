@@ -19,8 +19,8 @@ from ..errors import GradlightError, nearest
 from ..models.base import Photo
 from ..models.objective import Targets
 from .combination import LayerWeights, check_how, combination_name, combine, is_combination, layer_weights, upsample
+from .lazy import Picked, Rows, Stretches, as_rows
 from .methods import MethodLike, method
-from .rows import Picked, Rows, Stretches, as_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

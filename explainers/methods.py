@@ -11,9 +11,9 @@ from ..errors import GradlightError, nearest
 from ..models.base import Layer
 from .aggregation import AGGREGATES, positive_total, total
 from .baselines import BASELINES, Baseline
+from .capture import Tap
 from .contributions import Contribution
 from .extraction import EXTRACTS, Extract, averaged_scaling, class_weights
-from .tap import Tap
 
 __all__ = ["METHODS", "AnyMethod", "Method", "MethodLike", "method", "methods_of"]
 

@@ -13,10 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import GradlightError
+from .capture import Tap
 from .contributions import Contribution, Dense, Outer
-from .replay import convolution, replayed
-from .tap import Tap
-from .watching import RefusedError
+from .replay import RefusedError, convolution, replayed
 
 __all__ = ["real", "real_bias"]
 

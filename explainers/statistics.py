@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import GradlightError
+from .capture import Tap
 from .contributions import Dense
-from .tap import Tap
 
 __all__ = ["Statistics"]
 

@@ -13,12 +13,12 @@ from PIL import Image
 from ..data.hdf5.writer import StoredMaps
 from ..errors import GradlightError
 from ..explainers.archive import to_stored
-from ..explainers.arithmetic import Arithmetic
 from ..explainers.batch import Job
-from ..explainers.choice import choose_layers
 from ..explainers.explain import assembled, origin_of
+from ..explainers.layer_selection import choose_layers
 from ..explainers.maps import MapLayer, Origin, SaliencyMaps
 from ..explainers.methods import methods_of
+from ..explainers.precision import Arithmetic
 from ..models.base import Explainable, Photo
 from ..models.objective import Objective
 from ..models.preprocessing import Preprocess

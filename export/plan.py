@@ -11,11 +11,11 @@ from typing import Any
 
 from ..data.hdf5.schema import MAP_DTYPES, options
 from ..errors import GradlightError, nearest
-from ..explainers.arithmetic import Arithmetic
-from ..explainers.choice import choose_layers
 from ..explainers.combination import check_how, check_weights
+from ..explainers.layer_selection import choose_layers
 from ..explainers.meta import Meta
 from ..explainers.methods import methods_of
+from ..explainers.precision import Arithmetic
 from ..models.base import Explainable
 from .items import Item
 

@@ -10,12 +10,12 @@ from .console import interactive
 from .data.hdf5.writer import destination
 from .errors import GradlightError
 from .explainers.archive import save
-from .explainers.arithmetic import Arithmetic
 from .explainers.combination import check_how, check_weights
 from .explainers.explain import explain
 from .explainers.maps import SaliencyMaps
 from .explainers.meta import Meta
 from .explainers.plotting import MOST_PANELS, rows_of
+from .explainers.precision import Arithmetic
 from .models.base import Explainable
 from .opening import Source, open_model, readable
 

@@ -24,8 +24,8 @@ from .evaluation.pointing_game import pointing_game
 from .evaluation.result import Result
 from .evaluation.weight_randomisation import weight_randomisation
 from .explainers.baselines import Baseline, at_pixels
+from .explainers.baselines.captum_methods import lime
 from .explainers.baselines.extremal import extremal_perturbation
-from .explainers.baselines.lime import lime
 from .explainers.baselines.rise import rise
 from .explainers.methods import MethodLike
 from .opening import open_captioner

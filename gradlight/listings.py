@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from .console import notice, table
-from .data.cache import CacheInfo, open_cache
 from .data.hdf5.reader import MapsFile, open_maps
 from .data.hdf5.verify import verify
 from .errors import GradlightError, nearest
 from .explainers.aggregation import AGGREGATES
 from .explainers.baselines import BASELINES
+from .explainers.cache_store import CacheInfo, open_cache
 from .explainers.extraction import EXTRACTS
 from .explainers.methods import METHODS
 from .opening import Source, open_model

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..errors import GradlightError
+from ..explainers.capture import Tap
 from ..explainers.maps import SaliencyMaps
 from ..explainers.methods import AnyMethod, Method
-from ..explainers.tap import Tap
 
 __all__ = ["Refusals", "Stopped", "Watch", "Worker", "allowed", "watched"]
 

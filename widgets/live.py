@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from ..errors import GradlightError, nearest
-from ..explainers.choice import choose_layers
 from ..explainers.explain import explain
+from ..explainers.layer_selection import choose_layers
 from ..explainers.maps import SaliencyMaps
 from ..explainers.meta import Meta
 from ..explainers.methods import METHODS, methods_of

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from ..errors import GradlightWarning
 from ..explainers.combination import is_combination, upsample
 from ..explainers.maps import SaliencyMaps
-from ..explainers.panels import draw_map, draw_photo, picture_of
+from ..explainers.plotting import draw_map, draw_photo, picture_of
 from ..models.base import Photo
 from .panes import Pane
 

@@ -10,13 +10,11 @@ functions, and skip connections of any network are treated as the papers say, an
 from __future__ import annotations
 
 from .baseline import Baseline, at_layers, at_pixels
+from .captum_methods import integrated_gradients, lime, occlusion, smoothgrad
 from .deep_lift import deep_lift
 from .excitation import contrastive_excitation_backprop, excitation_backprop
 from .extremal import extremal_perturbation
-from .gradients import integrated_gradients, smoothgrad
-from .lime import lime
 from .lrp import lrp
-from .occlusion import occlusion
 from .rectifiers import deconvnet, guided_backprop
 from .rise import rise
 

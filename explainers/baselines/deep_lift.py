@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from ...models.base import Layer
 from ...models.objective import Objective, Target
-from .rules import AVERAGES, STRUCTURAL, Rules, constant, copying, steered
-from .scoring import scoring
+from .backward_rules import AVERAGES, STRUCTURAL, Rules, constant, copying, steered
+from .captum_adapter import scoring
 
 __all__ = ["deep_lift"]
 

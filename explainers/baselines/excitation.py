@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ...models.base import Layer
 from ...models.objective import Objective, Target
-from .rules import AVERAGES, RECTIFIERS, Rule, Rules, copying, one_tap, steered
-from .shares import ADDITIONS, KNOWN, SCALINGS, added, passed, scaled, shared
+from .backward_rules import AVERAGES, RECTIFIERS, Rule, Rules, copying, one_tap, steered
+from .proportional import ADDITIONS, KNOWN, SCALINGS, added, passed, scaled, shared
 
 __all__ = ["contrastive_excitation_backprop", "excitation_backprop"]
 

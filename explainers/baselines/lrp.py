@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ...models.base import Layer
 from ...models.objective import Objective, Target
-from .rules import AVERAGES, RECTIFIERS, Rules, copying, steered
-from .scoring import scoring
-from .shares import ADDITIONS, KNOWN, SCALINGS, Quotient, added, passed, scaled, shared
+from .backward_rules import AVERAGES, RECTIFIERS, Rules, copying, steered
+from .captum_adapter import scoring
+from .proportional import ADDITIONS, KNOWN, SCALINGS, Quotient, added, passed, scaled, shared
 
 __all__ = ["lrp"]
 

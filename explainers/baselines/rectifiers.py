@@ -9,7 +9,7 @@ from torch import Tensor
 from ...errors import GradlightError
 from ...models.base import Layer
 from ...models.objective import Objective, Target
-from .rules import RECTIFIERS, Rules, copying, one_tap, steered
+from .backward_rules import RECTIFIERS, Rules, copying, one_tap, steered
 
 __all__ = ["deconvnet", "guided_backprop"]
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ...models.base import Layer
 from ...models.objective import Objective, Target
-from .scoring import scores_of, scoring
+from .captum_adapter import scores_of, scoring
 
 __all__ = ["random_masks", "rise"]
 

@@ -16,9 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gradlight.data.cache import MAX_BYTES, Cache, open_cache
-from gradlight.data.cache_entry import decode, encode
 from gradlight.errors import GradlightError, GradlightWarning
+from gradlight.explainers.cache_store import MAX_BYTES, Cache, decode, encode, open_cache
 
 ROOT = Path(__file__).resolve().parents[2]
 FACTS = {"targets": [["class", 3, "猫\udcff", -0.1]], "setting": {"meta": None}}
@@ -274,7 +273,7 @@ HAMMER = """if True:
     import sys, hashlib, random, warnings
     import numpy as np
     from pathlib import Path
-    from gradlight.data.cache import Cache
+    from gradlight.explainers.cache_store import Cache
     warnings.simplefilter("error")
     folder, most, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     dice, cache = random.Random(seed), Cache(folder, max_bytes=most)

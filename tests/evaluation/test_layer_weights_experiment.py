@@ -11,13 +11,13 @@ import pytest
 import torch
 
 import gradlight as gl
-from gradlight.data import layer_weights as kept
 from gradlight.errors import GradlightError
 from gradlight.evaluation import layer_weights as module
 from gradlight.evaluation.layer_weights import joined_by, layer_weights, measure, weightings
 from gradlight.evaluation.ledger import Ledger
 from gradlight.evaluation.samples import Sample, open_samples
 from gradlight.evaluation.tables import markdown
+from gradlight.explainers import layer_weights_store as kept
 from gradlight.explainers.layer_weights import accuracy, spread
 from gradlight.explainers.maps import SaliencyMaps
 

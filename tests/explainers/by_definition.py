@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import gradlight as gl
-from gradlight.explainers.capture import Recording, record
-from gradlight.explainers.choice import choose_layers
+from gradlight.explainers.capture import Recording, Tap, record
 from gradlight.explainers.contributions import Contribution, Dense, Outer, Patches
-from gradlight.explainers.tap import Tap
+from gradlight.explainers.layer_selection import choose_layers
 from gradlight.models.base import Explainable, Layer
 from gradlight.models.preserve import preserved
 

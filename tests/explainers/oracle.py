@@ -15,9 +15,9 @@ import torchvision
 from torch import Tensor
 
 import gradlight as gl
+from gradlight.explainers.capture import Tap
 from gradlight.explainers.contributions import Contribution, Dense
 from gradlight.explainers.extraction import averaged_scaling
-from gradlight.explainers.tap import Tap
 from gradlight.models.classifiers import Classifier
 
 

@@ -14,12 +14,11 @@ from torch import Tensor, nn
 
 import gradlight as gl
 from gradlight.explainers import statistics, threads
-from gradlight.explainers.capture import record
+from gradlight.explainers.capture import Tap, record
 from gradlight.explainers.contributions import Contribution, Dense
 from gradlight.explainers.methods import METHODS
 from gradlight.explainers.scratch import scratch_like
 from gradlight.explainers.statistics import Statistics
-from gradlight.explainers.tap import Tap
 from gradlight.models.preserve import preserved
 
 ANYWHERE = [name for name in METHODS if name not in ("cam", "normgrad_real")]

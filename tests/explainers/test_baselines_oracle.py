@@ -11,8 +11,8 @@ from oracle import Oracle, error_max
 from torch import Tensor
 
 from gradlight.explainers.baselines import BASELINES
-from gradlight.explainers.baselines.gradients import integrated_gradients
-from gradlight.explainers.choice import choose_layers
+from gradlight.explainers.baselines.captum_methods import integrated_gradients
+from gradlight.explainers.layer_selection import choose_layers
 from gradlight.models.preserve import preserved
 
 FLOAT64 = 2e-6  # the oracle's own advice; its arrays are stored in float32

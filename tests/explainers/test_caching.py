@@ -17,10 +17,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 import gradlight as gl
-from gradlight.data.cache import Cache
 from gradlight.errors import GradlightError, GradlightWarning
 from gradlight.explainers.aggregation import total
 from gradlight.explainers.batch import Job
+from gradlight.explainers.cache_store import Cache
 from gradlight.explainers.maps import SaliencyMaps
 from gradlight.explainers.methods import METHODS
 from gradlight.models.classifiers import Classifier
@@ -138,7 +138,7 @@ def test_without_a_cache_nothing_is_kept(photo: Path, runs: list[int], monkeypat
 
 
 def test_the_users_own_cache(photo: Path, tmp_path: Path, runs: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradlight.data.cache.user_cache_path", lambda name, **_: tmp_path / "own" / name)
+    monkeypatch.setattr("gradlight.explainers.cache_store.user_cache_path", lambda name, **_: tmp_path / "own" / name)
     for _ in range(2):
         gl.explain(model(), photo, cache=True)
     assert runs == [1]

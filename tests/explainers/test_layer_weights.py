@@ -17,12 +17,12 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor, nn
 
 import gradlight as gl
-from gradlight.data import layer_weights as kept
-from gradlight.data.layer_weights import PUBLISHED, LayerMeasure, Measured
 from gradlight.errors import GradlightError, GradlightWarning
 from gradlight.explainers import layer_weights as measuring
+from gradlight.explainers import layer_weights_store as kept
 from gradlight.explainers.combination import check_weights, layer_weights
 from gradlight.explainers.layer_weights import accuracy, average_precision, averaged_features, spread
+from gradlight.explainers.layer_weights_store import PUBLISHED, LayerMeasure, Measured
 from gradlight.models.scenes import classifier as network_of_scenes
 
 SHA = "ab" * 32

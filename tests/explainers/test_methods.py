@@ -7,10 +7,10 @@ import torch
 
 from gradlight.errors import GradlightError
 from gradlight.explainers.aggregation import AGGREGATES, total
+from gradlight.explainers.capture import Tap
 from gradlight.explainers.contributions import Contribution, Dense
 from gradlight.explainers.extraction import EXTRACTS
 from gradlight.explainers.methods import METHODS, Method, method, methods_of
-from gradlight.explainers.tap import Tap
 from gradlight.models.base import Layer
 
 

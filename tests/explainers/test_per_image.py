@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 import gradlight as gl
 from gradlight.explainers.capture import record
-from gradlight.explainers.choice import choose_layers
+from gradlight.explainers.layer_selection import choose_layers
 from gradlight.explainers.meta import Meta, moved
-from gradlight.explainers.per_image import NotCoveredError, convolutions, stepped
+from gradlight.explainers.per_sample import NotCoveredError, convolutions, stepped
 from gradlight.models.objective import Objective, Targets
 from gradlight.models.preserve import preserved
 

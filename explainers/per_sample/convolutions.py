@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import grad
 
-from .calls import Call, Note
+from .function_mode import Call, Note
 from .weights import NotCoveredError, Weight, few, shaped
 
 __all__ = ["CONVOLUTIONS"]

@@ -3,11 +3,13 @@
 Every call of a torch function that takes a weight is caught. Layers have rules of their own (`layers`); any
 other call is made once for each image, with that image's part of the batch and its version of the weights. What a
 network makes of weights alone is itself a weight in B versions, and caught in turn.
+
+Tensors in nested tuples, lists and dicts, as functions take and give them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +17,50 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .trees import leaves, rebuilt, replaced
 from .weights import Derived, NotCoveredError, Version, Weight
 
-__all__ = ["Call", "Layout", "Layouts", "PerImage", "asks", "key_of", "named", "overwrites"]
+__all__ = [
+    "Call",
+    "Layout",
+    "Layouts",
+    "PerImage",
+    "asks",
+    "key_of",
+    "leaves",
+    "named",
+    "overwrites",
+    "rebuilt",
+    "replaced",
+]
+
+
+def leaves(tree: Any) -> Iterator[Tensor]:
+    """Give the tensors in nested tuples, lists and dicts, in their order."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for branch in tree:
+            yield from leaves(branch)
+    elif isinstance(tree, dict):
+        yield from leaves(list(tree.values()))
+
+
+def rebuilt(tree: Any, change: Callable[[Any], Any]) -> Any:
+    """Change every branch of a tuple, list or dict; anything else stays."""
+    if isinstance(tree, dict):
+        return {name: change(branch) for name, branch in tree.items()}
+    if isinstance(tree, (tuple, list)):
+        branches = [change(branch) for branch in tree]
+        return type(tree)(*branches) if hasattr(tree, "_fields") else type(tree)(branches)
+    return tree
+
+
+def replaced(tree: Any, tensors: Iterator[Tensor]) -> Any:
+    """Put other tensors in the places of a tree's own, in their order."""
+    if isinstance(tree, Tensor):
+        return next(tensors)
+    return rebuilt(tree, lambda branch: replaced(branch, tensors))
+
 
 Note = Callable[[Tensor], None]
 Rule = Callable[..., Any]

@@ -18,9 +18,8 @@ from torch.overrides import TorchFunctionMode
 from ...models.objective import Objective, Targets
 from ...models.preserve import trainable
 from ..meta import Meta, moved
-from .calls import Layout, Layouts, asks, key_of, named, overwrites
+from .function_mode import Layout, Layouts, asks, key_of, leaves, named, overwrites
 from .step import collected, running, weights_of
-from .trees import leaves
 from .weights import Derived, NotCoveredError, Version, Weight
 
 __all__ = ["learn"]

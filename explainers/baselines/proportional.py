@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .rules import STRUCTURAL, check_constant, copying, steered
+from .backward_rules import STRUCTURAL, check_constant, copying, steered
 
 __all__ = ["ADDITIONS", "KNOWN", "SCALINGS", "Quotient", "added", "passed", "scaled", "shared"]
 

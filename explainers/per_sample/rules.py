@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .calls import Call, Note, Rule
 from .convolutions import CONVOLUTIONS
+from .function_mode import Call, Note, Rule
 from .weights import NotCoveredError, Weight, shaped
 
 __all__ = ["RULES"]

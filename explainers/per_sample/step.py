@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ...models.objective import Objective, Targets
-from .calls import Layouts, PerImage
-from .layers import RULES
+from .function_mode import Layouts, PerImage
+from .rules import RULES
 from .weights import Weight
 
 __all__ = ["Collected", "chosen", "collected", "running", "weights_of"]

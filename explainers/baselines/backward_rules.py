@@ -17,8 +17,7 @@ from torch.overrides import TorchFunctionMode
 from ...errors import GradlightError
 from ...models.base import Layer
 from ...models.objective import Objective, Target
-from ..capture import record
-from ..tap import Tap
+from ..capture import Tap, record
 
 __all__ = [
     "AVERAGES",

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ...models.objective import Objective, Targets
 from ..meta import Meta, moved
-from .calls import Layouts
-from .learning import learn
+from .function_mode import Layouts
+from .probe import learn
 from .step import Collected, chosen, collected, running, weights_of
 from .weights import NotCoveredError
 

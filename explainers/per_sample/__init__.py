@@ -1,0 +1,8 @@
+"""Installed as `gradlight.explainers.per_sample`: a batch in which every image has its own version of the weights."""
+
+from __future__ import annotations
+
+from .gradients import stepped
+from .weights import NotCoveredError
+
+__all__ = ["NotCoveredError", "stepped"]
