@@ -19,7 +19,7 @@ from torch import Tensor
 
 import gradlight as gl
 from gradlight.data.scenes.generator import HELD_OUT, draw
-from gradlight.evaluation.ranks import map_correlation
+from gradlight.evaluation.metrics import map_correlation
 from gradlight.models.classifiers import Classifier
 
 PRECISIONS = ("float32", "bf16")

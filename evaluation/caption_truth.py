@@ -12,8 +12,7 @@ from ..data.scenes.grammar import is_true
 from ..errors import GradlightError
 from ..models.captioner import Captioner
 from ..models.captioner.bleu import bleu
-from .result import Result
-from .tables import Table
+from .tables import Result, Table
 
 __all__ = ["CaptionTruth", "caption_truth", "told"]
 

@@ -21,10 +21,9 @@ from ..explainers.meta import Meta
 from ..models.base import Explainable
 from ..models.classifiers import Classifier
 from .ledger import Ledger
-from .ranks import map_correlation
-from .result import Result
+from .metrics import map_correlation
 from .samples import Sample
-from .tables import Cell, Table
+from .tables import Cell, Result, Table
 
 __all__ = ["RATES", "class_sensitivity", "correlations"]
 

@@ -25,10 +25,9 @@ from ..models.base import Explainable
 from ..models.objective import Objective, Target
 from ..models.preserve import preserved
 from .ledger import Ledger
-from .means import Share, mean
-from .result import Result
+from .metrics import Share, mean
 from .samples import Sample
-from .tables import Cell, Table
+from .tables import Cell, Result, Table
 
 __all__ = ["BASELINES", "area", "curve", "deletion_insertion"]
 

@@ -20,11 +20,9 @@ from ..explainers.explain import explain
 from ..models.base import Explainable
 from .layer_weights import Play
 from .ledger import Ledger
-from .published import published
-from .ranks import map_correlation
-from .result import Result
+from .metrics import map_correlation
 from .samples import Sample
-from .tables import Cell, Table
+from .tables import Cell, Result, Table, published
 
 __all__ = ["convolutions", "identity_trick"]
 

@@ -27,9 +27,8 @@ from ..explainers.layer_weights_store import KINDS, LayerMeasure, Measured, keep
 from ..explainers.maps import SaliencyMaps
 from ..models.base import Explainable
 from .ledger import Ledger
-from .result import Result
 from .samples import Sample
-from .tables import Cell, Table
+from .tables import Cell, Result, Table
 
 __all__ = ["Play", "joined_by", "layer_weights", "measure", "weightings"]
 

@@ -1,9 +1,12 @@
-"""Photos to experiment on, with what is known of the objects they show: scenes, VOC, COCO, or a plain folder."""
+"""Photos to experiment on, with what is known of the objects they show: scenes, VOC, COCO, or a plain folder.
+
+The difficult subset of the pointing game: small things among others (Zhang et al., 2016).
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
@@ -20,9 +23,21 @@ from ..errors import GradlightError
 from ..explainers.lazy import Made
 from ..files import shown
 from ..models.base import ImageLike
-from .difficult import is_difficult
 
-__all__ = ["Mask", "Sample", "Samples", "Truth", "open_samples"]
+__all__ = ["Mask", "Sample", "Samples", "Truth", "is_difficult", "open_samples"]
+
+_SMALL = 0.25
+
+
+def is_difficult(areas: Iterable[int], pixels: int, others: bool) -> bool:
+    """Tell whether a photo and a class belong to the difficult subset.
+
+    They do where the class's ground truth covers less than a quarter of the photo and another class is present. areas:
+    pixels of each of its objects, added up, overlaps counted twice as the published lists do. pixels: of the photo.
+    others: whether another class is present.
+    """
+    return others and sum(areas) < _SMALL * pixels
+
 
 Mask = npt.NDArray[np.bool_]
 

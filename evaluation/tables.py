@@ -1,17 +1,28 @@
-"""Tables of figures, and how they are told: Markdown for people, CSV for spreadsheets, JSON for programs."""
+"""Tables of figures, and how they are told: Markdown for people, CSV for spreadsheets, JSON for programs.
+
+What every experiment gives: its figures, tables of them, and pictures.
+
+Figures that were published, to hold one's own against; each section says in `about` what it is of.
+"""
 
 from __future__ import annotations
 
 import csv as files
 import io
+import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
 
-from ..errors import GradlightError
+from ..errors import GradlightError, nearest
 
-__all__ = ["Cell", "Table", "as_json", "csv", "markdown"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Cell", "Result", "Table", "about", "as_json", "csv", "markdown", "published", "sources"]
 
 Cell = str | float | int | None
 """None, and a float that is not a number, say that there is no figure."""
@@ -90,3 +101,45 @@ def _line(cells: Any) -> str:
 
 def _escaped(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of an experiment.
+
+    name: the experiment's. figures: every number, in JSON types and full precision. tables: what people read.
+    pictures: by file name without a suffix, each drawn when it is called.
+    """
+
+    name: str
+    figures: dict[str, Any]
+    tables: list[Table]
+    pictures: dict[str, Callable[[], Figure]] = field(default_factory=dict)
+
+
+def published(section: str) -> dict[str, Any]:
+    """Give a section of the published figures, in JSON types. Raises GradlightError for one that is not there."""
+    known = _document()["about"]
+    if section not in known:
+        raise GradlightError(
+            f"There are no published figures {section!r}.{nearest(section, known)} Known: {', '.join(known)}."
+        )
+    found: dict[str, Any] = _document()[section]
+    return found
+
+
+def about() -> dict[str, str]:
+    """Say what each section holds: of which data and networks, in which unit."""
+    return dict(_document()["about"])
+
+
+def sources() -> dict[str, str]:
+    """Name the papers that the figures are from."""
+    return dict(_document()["sources"])
+
+
+@cache
+def _document() -> dict[str, Any]:
+    text = files("gradlight.evaluation").joinpath("published.json").read_text(encoding="utf-8")
+    read: dict[str, Any] = json.loads(text)
+    return read

@@ -22,11 +22,9 @@ from ..explainers.explain import explain
 from ..explainers.maps import SaliencyMaps
 from ..models.base import Explainable
 from ..models.captioner import Captioner
-from .combined import COMBINATIONS, with_combinations
-from .pointing_rule import distance, largest
-from .result import Result
+from .metrics import COMBINATIONS, distance, largest, with_combinations
 from .samples import Mask
-from .tables import Cell, Table
+from .tables import Cell, Result, Table
 
 __all__ = [
     "COMBINATIONS",

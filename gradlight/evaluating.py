@@ -12,8 +12,7 @@ from .console import notice
 from .errors import GradlightError, nearest
 from .evaluation.ledger import Ledger
 from .evaluation.report import Experiment, paper
-from .evaluation.result import Result
-from .evaluation.tables import as_json, csv, markdown
+from .evaluation.tables import Result, as_json, csv, markdown
 from .experiments import EXPERIMENTS
 from .files import replace_file
 from .opening import Source

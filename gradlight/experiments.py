@@ -21,7 +21,7 @@ from .evaluation.layer_weights import layer_weights
 from .evaluation.ledger import Ledger
 from .evaluation.meta_analysis import meta_analysis
 from .evaluation.pointing_game import pointing_game
-from .evaluation.result import Result
+from .evaluation.tables import Result
 from .evaluation.weight_randomisation import weight_randomisation
 from .explainers.baselines import Baseline, at_pixels
 from .explainers.baselines.captum_methods import lime

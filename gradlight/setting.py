@@ -14,8 +14,8 @@ from .console import notice
 from .errors import GradlightError
 from .evaluation.layer_weights import Play
 from .evaluation.ledger import Ledger
+from .evaluation.metrics import TOLERANCE
 from .evaluation.pointing_game import player
-from .evaluation.pointing_rule import TOLERANCE
 from .evaluation.samples import Samples, open_samples
 from .evaluation.word_pointing import TOLERANCE as SHARE
 from .explainers.explain import explain

@@ -15,9 +15,9 @@ from gradlight.errors import GradlightError
 from gradlight.evaluation import class_sensitivity as module
 from gradlight.evaluation.class_sensitivity import class_sensitivity, correlations
 from gradlight.evaluation.ledger import Ledger
-from gradlight.evaluation.ranks import map_correlation
-from gradlight.evaluation.result import Result
+from gradlight.evaluation.metrics import map_correlation
 from gradlight.evaluation.samples import open_samples
+from gradlight.evaluation.tables import Result
 
 METHODS = ["linear_approx", "normgrad", "gradient"]
 LAYERS = ["layer2", "layer4"]

@@ -18,8 +18,8 @@ from gradlight.errors import GradlightError
 from gradlight.evaluation import deletion_insertion as module
 from gradlight.evaluation.deletion_insertion import area, curve, deletion_insertion
 from gradlight.evaluation.ledger import Ledger
-from gradlight.evaluation.result import Result
 from gradlight.evaluation.samples import Sample, open_samples
+from gradlight.evaluation.tables import Result
 from gradlight.models.classifiers import Classifier
 
 METHODS = ["gradient", "normgrad"]

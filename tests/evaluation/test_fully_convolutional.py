@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from gradlight.evaluation.fully_convolutional import fully_convolutional
+from gradlight.evaluation.whole_photo import fully_convolutional
 
 SIDE = 64
 

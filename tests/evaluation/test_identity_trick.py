@@ -15,9 +15,8 @@ from gradlight.errors import GradlightError
 from gradlight.evaluation import identity_trick as module
 from gradlight.evaluation.identity_trick import convolutions, identity_trick
 from gradlight.evaluation.ledger import Ledger
-from gradlight.evaluation.published import published
-from gradlight.evaluation.result import Result
 from gradlight.evaluation.samples import open_samples
+from gradlight.evaluation.tables import Result, published
 from gradlight.explainers.maps import SaliencyMaps
 
 LAYERS = [f"layer{number}.0.conv1" for number in (1, 2, 3, 4)]

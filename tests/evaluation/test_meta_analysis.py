@@ -15,12 +15,11 @@ from scipy import stats
 import gradlight as gl
 from gradlight.data.scenes.generator import HELD_OUT, TRAINING, draw
 from gradlight.errors import GradlightError
-from gradlight.evaluation import epochs as training
 from gradlight.evaluation import meta_analysis as module
-from gradlight.evaluation.epochs import Course, at_epoch, kept_epochs
+from gradlight.evaluation import meta_analysis as training
 from gradlight.evaluation.ledger import Ledger
-from gradlight.evaluation.meta_analysis import meta_analysis
-from gradlight.evaluation.result import Result
+from gradlight.evaluation.meta_analysis import Course, at_epoch, kept_epochs, meta_analysis
+from gradlight.evaluation.tables import Result
 from gradlight.models.scenes.classifier import Training, build, draw_many
 
 COURSE = Course(epochs=2, scenes=64, seed=3)

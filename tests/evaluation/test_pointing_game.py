@@ -20,13 +20,11 @@ from torch import Tensor, nn
 
 import gradlight as gl
 from gradlight.errors import GradlightError
-from gradlight.evaluation.combined import COMBINED
 from gradlight.evaluation.ledger import Ledger
-from gradlight.evaluation.pointing_game import class_indices, player, pointing_game
-from gradlight.evaluation.pointing_report import Answer, told
-from gradlight.evaluation.pointing_rule import hits
-from gradlight.evaluation.result import Result
+from gradlight.evaluation.metrics import COMBINED, hits
+from gradlight.evaluation.pointing_game import Answer, class_indices, player, pointing_game, told
 from gradlight.evaluation.samples import Sample, Samples, Truth, open_samples
+from gradlight.evaluation.tables import Result
 from gradlight.evaluation.whole_photo import GridObjective, whole_photos
 from gradlight.models.captioner import Captioner, CaptionNetwork, Vocabulary
 from gradlight.models.captioner.decoder import Specials

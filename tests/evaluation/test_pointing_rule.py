@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from coco_half import category_names, load, named_photos
 
-from gradlight.evaluation.pointing_rule import Score, distance, hits, laid, largest, smoothed
+from gradlight.evaluation.metrics import Score, distance, hits, laid, largest, smoothed
 from gradlight.models.view import View
 
 

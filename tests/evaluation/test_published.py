@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gradlight.errors import GradlightError
-from gradlight.evaluation.published import about, published, sources
+from gradlight.evaluation.tables import about, published, sources
 
 
 def test_every_section_says_what_it_is_and_is_there() -> None:

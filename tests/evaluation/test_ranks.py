@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hn
 from scipy import stats
 
 from gradlight.errors import GradlightError
-from gradlight.evaluation.ranks import average_ranks, spearman
+from gradlight.evaluation.metrics import average_ranks, spearman
 
 PAIRS = st.integers(1, 40).flatmap(
     lambda n: st.tuples(

@@ -12,14 +12,12 @@ from tiny_networks import LAYERS, tiny
 
 from gradlight.errors import GradlightError
 from gradlight.evaluation.class_sensitivity import class_sensitivity
-from gradlight.evaluation.conclusions import conclusions
 from gradlight.evaluation.identity_trick import identity_trick
 from gradlight.evaluation.ledger import Ledger
 from gradlight.evaluation.pointing_game import pointing_game
-from gradlight.evaluation.report import Experiment, paper
-from gradlight.evaluation.result import Result
+from gradlight.evaluation.report import Experiment, conclusions, paper
 from gradlight.evaluation.samples import open_samples
-from gradlight.evaluation.tables import Table
+from gradlight.evaluation.tables import Result, Table
 from gradlight.evaluation.weight_randomisation import weight_randomisation
 
 ABOUT = {"model": "tiny", "seed": 1}

@@ -14,8 +14,7 @@ from coco_half import category_names, load, named_photos
 
 from gradlight.data.scenes.generator import CLASSES, HELD_OUT, draw
 from gradlight.errors import GradlightError
-from gradlight.evaluation.difficult import is_difficult
-from gradlight.evaluation.samples import open_samples
+from gradlight.evaluation.samples import is_difficult, open_samples
 
 
 def voc_classes(shared: Path) -> list[str]:

@@ -20,14 +20,12 @@ import gradlight as gl
 from gradlight.data.scenes.generator import HELD_OUT, draw
 from gradlight.errors import GradlightError
 from gradlight.evaluation import weight_randomisation as module
-from gradlight.evaluation.focus import focus
 from gradlight.evaluation.ledger import Ledger
+from gradlight.evaluation.metrics import focus
 from gradlight.evaluation.pinning import Pinned, twin
-from gradlight.evaluation.randomisation_report import Glimpse, strip
-from gradlight.evaluation.randomising import randomise, weighted_modules
-from gradlight.evaluation.result import Result
 from gradlight.evaluation.samples import open_samples
-from gradlight.evaluation.weight_randomisation import weight_randomisation
+from gradlight.evaluation.tables import Result
+from gradlight.evaluation.weight_randomisation import Glimpse, randomise, strip, weight_randomisation, weighted_modules
 from gradlight.models.classifiers import Classifier
 
 METHODS = ["linear_approx", "normgrad"]
