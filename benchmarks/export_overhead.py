@@ -30,7 +30,7 @@ from networks import floor
 from PIL import Image
 
 import gradlight as gl
-from gradlight.export.items import Item, Source
+from gradlight.export.lists import Item, Source
 from gradlight.export.plan import Settings
 from gradlight.export.run import Manner, export
 from gradlight.models.classifiers import Classifier

@@ -1,4 +1,7 @@
-"""The shards of an export on disk: a folder beside the output, in which every file is whole under its name."""
+"""The shards of an export on disk: a folder beside the output, in which every file is whole under its name.
+
+One export at a time for one output.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,52 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Sequence
+import socket
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from ..data.hdf5.reader import MapsFile
 from ..data.hdf5.writer import StoredMaps, read, write
 from ..errors import GradlightError
 from ..files import replace_file
-from .lock import LOCK
 
-__all__ = ["ShardFolder"]
+__all__ = ["LOCK", "ShardFolder", "held"]
+
+LOCK = ".lock"
+"""The name of the lock's file in the folder; hidden, so that no search for images finds it."""
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder of shards; the system lets go of it even when the process is killed.
+
+    Raises GradlightError that names the process and the host that hold it.
+    """
+    owner = folder / "owner.json"
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise GradlightError(f"Another export writes to {folder}: {_told(owner)}. Wait for it, or stop it.") from error
+    try:
+        owner.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            owner.unlink()
+        lock.release()
+
+
+def _told(owner: Path) -> str:
+    try:
+        found = json.loads(owner.read_text(encoding="utf-8"))
+        return f"process {found['pid']} on {found['host']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "it does not say which process it is"
+
 
 _RECORD = "export.json"
 _OURS = re.compile(r"shard-\d{5}\.h5|part-\d{5}-\d+\.h5")

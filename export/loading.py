@@ -16,7 +16,7 @@ from ..errors import GradlightError
 from ..models.base import Photo
 from ..models.images import read_images
 from ..models.preprocessing import Preprocess
-from .items import Item
+from .lists import Item
 
 __all__ = ["Loaded", "Reading"]
 

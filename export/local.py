@@ -17,8 +17,7 @@ import torch
 from ..errors import GradlightError
 from ..models.base import Explainable
 from .plan import Shard
-from .progress import Batch, Reporter
-from .stopping import stop_signals
+from .progress import Batch, Reporter, stop_signals
 from .worker import Task, Worker
 
 __all__ = ["Engine", "Here", "Processes"]

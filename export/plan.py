@@ -17,7 +17,7 @@ from ..explainers.meta import Meta
 from ..explainers.methods import methods_of
 from ..explainers.precision import Arithmetic
 from ..models.base import Explainable
-from .items import Item
+from .lists import Item
 
 __all__ = ["IMAGES_A_SHARD", "Plan", "Settings", "Shard", "shard_size"]
 

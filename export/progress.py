@@ -1,17 +1,23 @@
-"""What an export tells while it works: a bar on a terminal, or one JSON object a line."""
+"""What an export tells while it works: a bar on a terminal, or one JSON object a line.
+
+Ctrl-C and SIGTERM become a question that the work asks between batches.
+"""
 
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Protocol, TextIO
 
 from tqdm import tqdm
 
-__all__ = ["Bar", "Batch", "JsonLines", "Reporter"]
+__all__ = ["Bar", "Batch", "JsonLines", "Reporter", "stop_signals"]
 
 _FAILURES_TOLD = 10
 
@@ -103,3 +109,28 @@ class JsonLines:
 
     def _write(self, event: str, **facts: Any) -> None:
         print(json.dumps({"event": event, **facts}), file=self._stream, flush=True)
+
+
+@contextmanager
+def stop_signals(signals: tuple[signal.Signals, ...]) -> Iterator[Callable[[], bool]]:
+    """Give a function that tells whether one of the signals has come; a second Ctrl-C acts as it always does.
+
+    A second SIGTERM does nothing: what stops a group of processes often reaches one of them twice. Only the main thread
+    of a process can listen to signals; elsewhere the function is always False.
+    """
+    came: list[int] = []
+    before: dict[int, Any] = {}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        if number == signal.SIGINT:
+            signal.signal(number, before[number])
+
+    with ExitStack() as undo:
+        for number in signals:
+            try:
+                before[number] = signal.signal(number, note)
+            except ValueError:
+                break
+            undo.callback(signal.signal, number, before[number])
+        yield lambda: bool(came)

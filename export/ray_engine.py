@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import GradlightError
 from ..models.base import Explainable
-from .items import Item
+from .lists import Item
 from .plan import Shard
 from .progress import Batch, Reporter
 from .worker import Task, Worker

@@ -14,13 +14,11 @@ from ..data.hdf5.writer import destination
 from ..errors import GradlightError
 from ..models.base import Explainable
 from .explaining import BatchExplainer
-from .folder import ShardFolder
-from .items import Source
+from .folder import ShardFolder, held
+from .lists import Source
 from .local import Engine, Here
-from .lock import held
 from .plan import Plan, Settings, shard_size
-from .progress import Bar, Batch, Reporter
-from .stopping import stop_signals
+from .progress import Bar, Batch, Reporter, stop_signals
 from .worker import Task
 
 __all__ = ["Manner", "Outcome", "UnfinishedError", "export"]

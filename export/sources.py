@@ -12,11 +12,8 @@ from ..data.scenes import generator as scenes
 from ..errors import GradlightError, nearest
 from ..files import shown
 from ..models.class_objective import resolve
-from .classes import match
-from .datasets import by_class, of_captions, of_coco, of_voc
-from .items import Asked, Item, Source
-from .lists import SUFFIXES, read_list
-from .photo_folders import Walked, walk
+from .datasets import by_class, match, of_captions, of_coco, of_voc
+from .lists import SUFFIXES, Asked, Item, Source, Walked, read_list, walk
 
 __all__ = ["KINDS", "Item", "Source", "find_items"]
 

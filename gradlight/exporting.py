@@ -15,7 +15,7 @@ from .commands import Asked, listed, parse_combine, parse_meta
 from .console import interactive
 from .data.hdf5.shards import copy_into, write_index
 from .errors import GradlightError, GradlightWarning, nearest
-from .export.items import Source as Found
+from .export.lists import Source as Found
 from .export.local import Engine, Here, Processes
 from .export.plan import Settings
 from .export.progress import Bar, JsonLines, Reporter

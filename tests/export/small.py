@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 import gradlight as gl
-from gradlight.export.items import Item, Source
+from gradlight.export.lists import Item, Source
 from gradlight.export.local import Engine
 from gradlight.export.plan import Settings
 from gradlight.export.progress import Batch

@@ -11,7 +11,7 @@ from small import Heard, assert_same, photos, run
 
 from gradlight.data.hdf5.verify import verify
 from gradlight.errors import GradlightError
-from gradlight.export.items import Item
+from gradlight.export.lists import Item
 from gradlight.export.plan import Shard
 from gradlight.export.progress import Batch
 from gradlight.export.ray_engine import Ray, _from_text, _to_text

@@ -20,7 +20,7 @@ import gradlight as gl
 from gradlight.data.hdf5.verify import verify
 from gradlight.errors import GradlightError
 from gradlight.export import explaining
-from gradlight.export.items import Item, Source
+from gradlight.export.lists import Item, Source
 from gradlight.export.local import Processes
 from gradlight.export.plan import Plan
 from gradlight.export.progress import Batch
@@ -251,7 +251,7 @@ def test_a_damaged_shard_is_made_anew(paths: list[str], whole: Path, tmp_path: P
 
 def test_two_exports_to_one_output(paths: list[str], tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from gradlight.export.lock import held\n"
+        "import sys, time; from pathlib import Path; from gradlight.export.folder import held\n"
         "folder = Path(sys.argv[1]); folder.mkdir()\n"
         "with held(folder):\n    print('held', flush=True); time.sleep(60)"
     )

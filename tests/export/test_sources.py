@@ -17,7 +17,7 @@ from PIL import Image
 from gradlight.data import images
 from gradlight.data.scenes.generator import CLASSES, HELD_OUT, SEEDS
 from gradlight.errors import GradlightError
-from gradlight.export.classes import match
+from gradlight.export.datasets import match
 from gradlight.export.sources import KINDS, Item, Source, find_items
 
 LABELS = ["tabby, tabby cat", "dog", "dining table, board", "Airplane", "person", "tv", "crane", "crane"]
