@@ -33,7 +33,7 @@ import gradlight as gl
 from gradlight.explainers.maps import MapLayer, Origin, SaliencyMaps
 from gradlight.models.base import Photo, View
 from gradlight.models.objective import Target
-from gradlight.widgets.source import program
+from gradlight.widgets.page import program
 
 NETWORK = "torchvision/resnet50"
 BLOCKS = (3, 4, 6, 3)

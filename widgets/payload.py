@@ -1,4 +1,7 @@
-"""Maps and photos as the few bytes that a page needs of them."""
+"""Maps and photos as the few bytes that a page needs of them.
+
+What is on show, pane by pane, derived from the viewer's traits; the page has the same few lines.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,18 @@ from ..errors import GradlightError
 from ..explainers.maps import SaliencyMaps
 from ..models.base import Photo
 
-__all__ = ["TABLES", "Part", "colour_tables", "pack", "photo_bytes", "thumbnail"]
+__all__ = [
+    "COMPARED",
+    "MOST_PANES",
+    "TABLES",
+    "Pane",
+    "Part",
+    "colour_tables",
+    "pack",
+    "panes_of",
+    "photo_bytes",
+    "thumbnail",
+]
 
 _BUDGET = 700_000
 _SIDES = (112, 96, 80, 64, 56, 48, 40, 32, 28, 24, 20, 16)
@@ -136,3 +150,32 @@ def _encoded(picture: Image.Image, kind: str) -> bytes:
     stream = io.BytesIO()
     picture.save(stream, kind, **({"quality": 88} if kind == "JPEG" else {"optimize": True}))
     return stream.getvalue()
+
+
+MOST_PANES = 4
+COMPARED = ("off", "method", "layer", "target", "meta")
+
+
+class Pane(NamedTuple):
+    """One pane: a target, a method, a layer or a combination of all, and the inner step."""
+
+    target: str
+    method: str
+    layer: str
+    meta: str
+    combine: str
+
+    def part(self, image: int, lr: float) -> Part:
+        """Give what its maps are of."""
+        return Part(image, self.target, self.meta, 0.0 if self.meta == "off" else lr)
+
+
+def panes_of(first: Pane, compare: str, others: Sequence[str]) -> list[Pane]:
+    """List the panes: the first shows what the controls say, the others differ in the one thing that is compared.
+
+    Beside a combination single layers can be compared.
+    """
+    if compare == "off":
+        return [first]
+    base = first._replace(combine="off") if compare == "layer" else first
+    return [first, *(base._replace(**{compare: value}) for value in others[: MOST_PANES - 1])]

@@ -13,7 +13,7 @@ from ..explainers.combination import is_combination, upsample
 from ..explainers.maps import SaliencyMaps
 from ..explainers.plotting import draw_map, draw_photo, picture_of
 from ..models.base import Photo
-from .panes import Pane
+from .payload import Pane
 
 __all__ = ["Shown", "draw"]
 

@@ -14,13 +14,11 @@ import traitlets
 
 from ..errors import GradlightError, nearest
 from ..explainers.maps import SaliencyMaps
-from .page import offline, save_page
-from .panes import COMPARED, Pane, panes_of
-from .payload import TABLES, Part, colour_tables
+from .controller import Server
+from .map_sources import Source
+from .page import offline, program, save_page, stylesheet
+from .payload import COMPARED, TABLES, Pane, Part, colour_tables, panes_of
 from .picture import draw
-from .serving import Server
-from .source import program, stylesheet
-from .sources import Source
 
 __all__ = ["OPTIONS", "Viewer"]
 

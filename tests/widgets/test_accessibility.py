@@ -11,7 +11,7 @@ from bare_page import BarePage
 from conftest import SCENES
 
 import gradlight as gl
-from gradlight.widgets.opening import view
+from gradlight.widgets.view import view
 from gradlight.widgets.viewer import Viewer
 
 _TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]

@@ -17,7 +17,7 @@ from gradlight.errors import GradlightError
 from gradlight.explainers.maps import MapLayer, Origin, SaliencyMaps
 from gradlight.models.base import Photo, View
 from gradlight.models.objective import Target
-from gradlight.widgets.opening import view
+from gradlight.widgets.view import view
 from gradlight.widgets.viewer import Viewer
 
 

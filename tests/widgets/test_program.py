@@ -8,7 +8,7 @@ from pathlib import Path
 
 from conftest import HERE
 
-from gradlight.widgets.source import program, stylesheet
+from gradlight.widgets.page import program, stylesheet
 
 STATIC = HERE.parents[1] / "widgets" / "static"
 

@@ -9,7 +9,7 @@ import pytest
 
 import gradlight as gl
 from gradlight.errors import GradlightError
-from gradlight.widgets.opening import view
+from gradlight.widgets.view import view
 
 
 def _open(page: Any, path: Path) -> None:

@@ -19,13 +19,12 @@ import traitlets
 import gradlight as gl
 from gradlight.errors import GradlightError
 from gradlight.models.objective import Target
-from gradlight.widgets import live
-from gradlight.widgets.choices import bracketed, choices_of, class_keys, sentence_of
-from gradlight.widgets.computing import Stopped, Watch, Worker
-from gradlight.widgets.opening import view
+from gradlight.widgets import live_source as live
+from gradlight.widgets.map_sources import bracketed, choices_of, class_keys, sentence_of, single
 from gradlight.widgets.payload import Part, pack
-from gradlight.widgets.sources import single
+from gradlight.widgets.view import view
 from gradlight.widgets.viewer import Viewer
+from gradlight.widgets.worker import Stopped, Watch, Worker
 
 
 def _unpacked(packed: bytes) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from bare_page import BarePage
 from PIL import Image
 
 import gradlight as gl
-from gradlight.widgets.opening import view
+from gradlight.widgets.view import view
 from gradlight.widgets.viewer import Viewer
 
 Open = Callable[[Viewer], BarePage]

@@ -13,11 +13,11 @@ from ..explainers.maps import SaliencyMaps
 from ..explainers.meta import Meta
 from ..explainers.methods import MethodLike
 from ..models.base import Explainable
-from .computing import Watch
-from .live import live
+from .live_source import live
+from .map_sources import Browsed
 from .payload import Part
-from .sources import Browsed
 from .viewer import Viewer
+from .worker import Watch
 
 __all__ = ["view"]
 

@@ -18,10 +18,9 @@ from ..models.captioner.captioner import Captioner
 from ..models.captioner.targets import Caption, CaptionTarget, Phrase
 from ..models.classifiers import Classifier
 from ..models.objective import Target
-from .choices import Choice, bracketed, choices_of, class_keys
-from .computing import Watch, allowed, watched
+from .map_sources import Choice, Source, bracketed, choices_of, class_keys, single
 from .payload import Part
-from .sources import Source, single
+from .worker import Watch, allowed, watched
 
 __all__ = ["METHODS_SHOWN", "Captioned", "Classified", "Live", "live"]
 

@@ -1,4 +1,9 @@
-"""The viewer's errands: maps for what is on show, the next image, searches, files."""
+"""The viewer's errands: maps for what is on show, the next image, searches, files.
+
+The maps that a viewer has at hand, so that nothing is computed or read twice.
+
+The list of images of finished maps: names, and thumbnails of those in sight.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +18,91 @@ from ..errors import GradlightError
 from ..explainers.combination import is_combination, layer_weights
 from ..explainers.maps import SaliencyMaps
 from ..models.base import Photo
-from .computing import Watch, Worker
-from .gallery import Gallery
-from .panes import Pane
-from .payload import Part, pack, photo_bytes
+from .map_sources import Source
+from .payload import Pane, Part, pack, photo_bytes, thumbnail
 from .picture import Shown
-from .shelf import Shelf
-from .sources import Source
+from .worker import Watch, Worker
 
 if TYPE_CHECKING:
     from .viewer import Viewer
 
-__all__ = ["Server"]
+__all__ = ["Gallery", "Server", "Shelf"]
+
+_MOST = 32
+
+
+class Shelf:
+    """Maps by part; those that lay untouched for longest go first."""
+
+    def __init__(self) -> None:
+        self._parts: dict[Part, SaliencyMaps] = {}
+
+    def put(self, part: Part, maps: SaliencyMaps) -> None:
+        """Add maps of other methods to a part's."""
+        known = self._parts.pop(part, None)
+        self._parts[part] = maps if known is None else known.joined(maps)
+        while len(self._parts) > _MOST:
+            self._parts.pop(next(iter(self._parts)))
+
+    def get(self, part: Part) -> SaliencyMaps | None:
+        """Give what there is of a part."""
+        maps = self._parts.pop(part, None)
+        if maps is not None:
+            self._parts[part] = maps
+        return maps
+
+    def missing(self, part: Part, methods: Iterable[str]) -> list[str]:
+        """Tell by which of these methods there are no maps of a part."""
+        maps = self.get(part)
+        return [method for method in methods if maps is None or method not in maps.methods]
+
+    def of_image(self, image: int) -> dict[Part, SaliencyMaps]:
+        """Give everything of an image."""
+        return {part: maps for part, maps in self._parts.items() if part.image == image}
+
+
+_MOST_ROWS = 100
+_MOST_THUMBS = 2000
+
+
+class Gallery:
+    """Rows for the page: an image's number, name, what it was asked about, and a thumbnail."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._words: list[str] = []
+        self._thumbs: dict[int, str] = {}
+
+    def listing(self, text: str, start: int, stop: int, watch: Watch) -> dict[str, Any]:
+        """Give the rows start … stop (exclusive) of the images whose name or targets hold a text, in JSON types.
+
+        Raises Stopped where the watch says so; thumbnails that were made by then are kept.
+        """
+        found = self._found(text, watch)
+        start = min(max(start, 0), len(found))
+        rows = [self._row(image, watch) for image in found[start : min(stop, start + _MOST_ROWS)]]
+        return {"text": text, "total": len(found), "start": start, "rows": rows}
+
+    def _found(self, text: str, watch: Watch) -> range | list[int]:
+        everything = range(len(self._source))
+        if not text:
+            return everything
+        for image in everything[len(self._words) :]:
+            watch.step(image / len(everything))
+            labels = (choice.label for choice in self._source.choices(image))
+            self._words.append(" ".join([self._source.photo(image).path, *labels]).casefold())
+        return [image for image in everything if text.casefold() in self._words[image]]
+
+    def _row(self, image: int, watch: Watch) -> dict[str, Any]:
+        watch.step(0.0)
+        labels = [choice.label for choice in self._source.choices(image)]
+        if image not in self._thumbs:
+            while len(self._thumbs) >= _MOST_THUMBS:
+                self._thumbs.pop(next(iter(self._thumbs)))
+            self._thumbs[image] = thumbnail(self._source.photo(image))
+        detail = ", ".join(labels[:3]) + (" …" if len(labels) > 3 else "")
+        return {"image": image, "name": self._source.name(image), "detail": detail, "thumb": self._thumbs[image]}
+
 
 _HITS = 7
 _TELL_EVERY = 0.1
