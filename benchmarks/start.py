@@ -22,7 +22,7 @@ _EXPLAIN = (
 CODE = {
     BARE: "pass",
     "import gradlight": "import gradlight",
-    "gradlight --help": "import sys; sys.argv = ['gradlight', '--help']; from gradlight.cli import main; main()",
+    "gradlight --help": "import sys; sys.argv = ['gradlight', '--help']; from gradlight.cli.app import main; main()",
     "import torch": "import torch",
     "import torchvision, timm": "import torchvision, timm",
     "gl.explain, imported": "import gradlight as gl; gl.explain",

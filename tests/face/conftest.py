@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from gradlight.cli import main
+from gradlight.cli.app import main
 
 
 @pytest.fixture

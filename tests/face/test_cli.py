@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import gradlight as gl
-from gradlight.cli import main
+from gradlight.cli.app import main
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -29,7 +29,7 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_help_answers_without_torch() -> None:
-    code = "import sys, gradlight.cli as c; sys.argv = ['gradlight', '--help']\n"
+    code = "import sys, gradlight.cli.app as c; sys.argv = ['gradlight', '--help']\n"
     code += "try: c.main()\nfinally: print('torch' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout
     for name in (
@@ -179,7 +179,7 @@ def test_what_nobody_foresaw_is_one_line_too(run, photo: Path, tmp_path: Path, m
     status, _, told = run("explain", photo, "-o", tmp_path / "out.png")
     assert (status, told.count("\n")) == (2, 1)
     assert "out.png: the picture cannot be written: No space left" in told
-    monkeypatch.setattr("gradlight.commands.explain", full)
+    monkeypatch.setattr("gradlight.cli.explain.explain", full)
     status, _, told = run("explain", photo, "-o", tmp_path / "out.png")
     assert (status, told.count("\n")) == (2, 1)
     assert "OSError" in told

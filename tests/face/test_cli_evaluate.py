@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from gradlight.experiments import EXPERIMENTS
+from gradlight.cli.experiments import EXPERIMENTS
 
 Run = Callable[..., tuple[int, str, str]]
 

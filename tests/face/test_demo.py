@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 import gradlight as gl
+from gradlight.cli.demo import run
 from gradlight.data.scenes.generator import SAMPLES, draw
-from gradlight.demo import run
 
 
 def test_the_maps_of_the_demo_lie_on_the_named_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

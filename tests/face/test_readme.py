@@ -14,7 +14,7 @@ import torchvision
 from torch import nn
 
 import gradlight as gl
-from gradlight.cli import main
+from gradlight.cli.app import main
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

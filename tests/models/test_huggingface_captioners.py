@@ -14,10 +14,10 @@ from torch.nn import functional
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
 import gradlight as gl
+from gradlight.cli.open_model import Source, open_captioner, open_model
 from gradlight.errors import GradlightError
 from gradlight.models.captioner import Caption, Captioner
 from gradlight.models.captioner.hf_decoder import Pieces, flat
-from gradlight.opening import Source, open_captioner, open_model
 
 FAMILIES = list(hub.CAPTIONERS)
 PHOTOS = hub.photos((40, 30), (32, 32), (50, 70))

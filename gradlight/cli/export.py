@@ -11,19 +11,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .commands import Asked, listed, parse_combine, parse_meta
+from ..data.hdf5.shards import copy_into, write_index
+from ..errors import GradlightError, GradlightWarning, nearest
+from ..export.lists import Source as Found
+from ..export.local import Engine, Here, Processes
+from ..export.plan import Settings
+from ..export.progress import Bar, JsonLines, Reporter
+from ..export.run import Manner, export
+from ..export.sources import find_items
+from ..models.base import Explainable
+from ..models.captioner import Captioner
 from .console import interactive
-from .data.hdf5.shards import copy_into, write_index
-from .errors import GradlightError, GradlightWarning, nearest
-from .export.lists import Source as Found
-from .export.local import Engine, Here, Processes
-from .export.plan import Settings
-from .export.progress import Bar, JsonLines, Reporter
-from .export.run import Manner, export
-from .export.sources import find_items
-from .models.base import Explainable
-from .models.captioner import Captioner
-from .opening import Source, open_model
+from .explain import Asked, listed, parse_combine, parse_meta
+from .open_model import Source, open_model
 
 __all__ = ["Job", "Ways", "merge_files", "run"]
 
@@ -102,7 +102,7 @@ def _find(model: Explainable, *, job: Job, own: bool, reporter: Reporter) -> Fou
 
 def _engine(ways: Ways) -> Engine:
     if ways.engine == "ray":
-        from .export.ray_engine import Ray
+        from ..export.ray_engine import Ray
 
         return Ray(ways.workers, ways.address, ways.gpus)
     if ways.engine != "local":

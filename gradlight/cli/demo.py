@@ -6,15 +6,15 @@ import json
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from .commands import write_pictures
+from ..data.scenes import generator as scenes
+from ..errors import GradlightError
+from ..explainers.explain import explain
+from ..explainers.maps import SaliencyMaps
+from ..models.captioner import captioner
+from ..models.classifiers import classifier
 from .console import interactive, table
-from .data.scenes import generator as scenes
-from .errors import GradlightError
-from .explainers.explain import explain
-from .explainers.maps import SaliencyMaps
-from .models.captioner import captioner
-from .models.classifiers import classifier
-from .opening import readable
+from .explain import write_pictures
+from .open_model import readable
 
 __all__ = ["run"]
 

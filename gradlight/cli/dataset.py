@@ -1,4 +1,7 @@
-"""The commands about whole data sets and their files: export, inspect, verify, merge, cache."""
+"""The commands about whole data sets and their files: export, inspect, verify, merge, cache.
+
+The command that runs the experiments.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from .cli_options import (
+from .options import (
     BatchSize,
     Checkpoint,
     Combine,
@@ -24,7 +27,7 @@ from .cli_options import (
     Words,
 )
 
-__all__ = ["add_to"]
+__all__ = ["add_evaluate_to", "add_to"]
 
 Files = Annotated[list[Path], typer.Argument(metavar="FILE", help="HDF5 files of maps.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there under the output's name.")]
@@ -74,10 +77,10 @@ def export(
     precision: Precision = None,
 ) -> None:
     """Explain a whole data set into one HDF5 file; after any stop, --resume goes on."""
-    from .commands import Asked
-    from .export.run import Manner
-    from .exporting import Job, Ways, run
-    from .opening import Source
+    from ..export.run import Manner
+    from .explain import Asked
+    from .export import Job, Ways, run
+    from .open_model import Source
 
     found = Source(model, checkpoint, pretrained, labels, device, encoder)
     asked = Asked(target, methods, layers, combine, meta, batch_size, words, precision)
@@ -88,14 +91,14 @@ def export(
 
 def inspect(files: Files) -> None:
     """Say what files of maps hold."""
-    from .listings import inspect_files
+    from .inspect import inspect_files
 
     raise typer.Exit(inspect_files(files))
 
 
 def verify(files: Files) -> None:
     """Read files of maps whole, and say whether they are sound: structure, checksums, counts, finite maps."""
-    from .listings import verify_files
+    from .inspect import verify_files
 
     raise typer.Exit(verify_files(files))
 
@@ -107,7 +110,7 @@ def merge(
     overwrite: Overwrite = False,
 ) -> None:
     """Join files of maps: an index over them, which must lie below its folder, or with --copy one file."""
-    from .exporting import merge_files
+    from .export import merge_files
 
     merge_files(files, output, copy, overwrite)
 
@@ -117,7 +120,7 @@ def cache(
     folder: Annotated[Path | None, typer.Option(help="The cache's folder, if not the usual one.")] = None,
 ) -> None:
     """Say what the cache of `explain(cache=True)` holds, or empty it."""
-    from .listings import tell_of_cache
+    from .inspect import tell_of_cache
 
     tell_of_cache(what, folder)
 
@@ -126,3 +129,53 @@ def add_to(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     for command in (export, inspect, verify, merge, cache):
         app.command()(command)
+
+
+NAMES = (
+    "pointing_game, baselines, layer_weights, class_sensitivity, weight_randomisation, identity_trick, meta_analysis,"
+    " deletion_insertion, word_pointing, caption_truth; or paper: all of the paper's."
+)
+
+
+def evaluate(
+    experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", help=NAMES)],
+    model: Model = "scenes",
+    data: Annotated[
+        str, typer.Option(help='"scenes", a VOC root, a folder of COCO photos (--annotations), or any folder.')
+    ] = "scenes",
+    count: Annotated[int | None, typer.Option(min=1, help="Photos; of scenes, the experiment's own number.")] = None,
+    annotations: Annotated[Path | None, typer.Option(help="COCO's instances_*.json of the folder's photos.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of a VOC root: train, val, test …")] = None,
+    methods: Annotated[str | None, typer.Option(help="Names with commas, baselines too; the experiment's own.")] = None,
+    layers: Layers = "stages",
+    target: Annotated[
+        str | None, typer.Option("--target", "-t", help="One for all photos; what the model says.")
+    ] = None,
+    meta: MetaStep = None,
+    rates: Annotated[str, typer.Option("--lr", help="Rates of the inner step, with commas.")] = "0.002",
+    tolerance: Annotated[float | None, typer.Option(min=0, help="Of the pointing game: 15 pixels.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of all that is random.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="A folder for the report; the same command again goes on with it.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the tables: .md, .csv, or .json with all figures.")
+    ] = None,
+    checkpoint: Checkpoint = None,
+    pretrained: Pretrained = True,
+    labels: Labels = None,
+    device: Device = None,
+) -> None:
+    """Run the paper's experiments with any network: tables, figures, and a report that goes on after any stop."""
+    from .evaluate import evaluate as run
+    from .experiments import Options
+    from .open_model import Source
+
+    source = Source(model, checkpoint, pretrained, labels, device)
+    options = Options(data, count, annotations, split, methods, layers, target, meta, rates, tolerance, seed)
+    run(experiment, source, options, out, output)
+
+
+def add_evaluate_to(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command()(evaluate)

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..errors import GradlightError, nearest
+from ..models.captioner.checkpoints import read_checkpoint
+from ..models.captioner.format import write_folder
+from ..models.captioner.search import Saying
 from .console import interactive, notice
-from .errors import GradlightError, nearest
-from .models.captioner.checkpoints import read_checkpoint
-from .models.captioner.format import write_folder
-from .models.captioner.search import Saying
-from .opening import Source, open_captioner, readable
+from .open_model import Source, open_captioner, readable
 
 __all__ = ["caption_images", "convert", "train_network"]
 
@@ -52,17 +52,17 @@ def train_network(what: str, out: Path | None, options: dict[str, Any], photos: 
     if (photos["captions"] is None) != (photos["images"] is None):
         raise GradlightError("--captions and --images go together: a captions JSON, and the folder of its photos.")
     if what == "scenes":
-        from .models.scenes.classifier import train as train_classifier
+        from ..models.scenes.classifier import train as train_classifier
 
         print(train_classifier(out or Path("scenes.safetensors"), progress=interactive(), **options))
         return
     folder = out or Path("captioner")
     if photos["captions"] is None:
-        from .models.scenes.captioner import train as train_on_scenes
+        from ..models.scenes.captioner import train as train_on_scenes
 
         print(f"wrote {folder}: {train_on_scenes(folder, progress=interactive(), **options)}")
         return
-    from .models.captioner.coco_training import train as train_on_photos
+    from ..models.captioner.coco_training import train as train_on_photos
 
     given = {name: value for name, value in photos.items() if value is not None}
     notice("training; after a stop, the same command goes on from the last whole epoch.")

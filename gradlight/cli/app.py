@@ -8,8 +8,11 @@ from typing import Annotated
 
 import typer
 
-from . import __version__, cli_batch, cli_evaluate
-from .cli_options import (
+from .. import __version__
+from ..errors import GradlightError
+from . import dataset as cli_batch
+from . import dataset as cli_evaluate
+from .options import (
     BatchSize,
     Captioner,
     Checkpoint,
@@ -26,7 +29,6 @@ from .cli_options import (
     Target,
     Words,
 )
-from .errors import GradlightError
 
 __all__ = ["app", "main"]
 
@@ -110,8 +112,8 @@ def explain(
     precision: Precision = None,
 ) -> None:
     """Explain what a network says of photos, as a picture (.png) or as maps (.h5)."""
-    from .commands import Asked, explain_images
-    from .opening import Source
+    from .explain import Asked, explain_images
+    from .open_model import Source
 
     asked = Asked(target, methods, layers, combine, meta, batch_size, words, precision)
     source = Source(model, checkpoint, pretrained, labels, device, encoder)
@@ -132,9 +134,9 @@ def caption(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """Say what is in photos, in a sentence each."""
-    from .captioning import caption_images
-    from .models.captioner.search import Saying
-    from .opening import Source
+    from ..models.captioner.search import Saying
+    from .caption import caption_images
+    from .open_model import Source
 
     source = Source(model, None, pretrained, None, device, encoder)
     saying = Saying(beam_size, max_length, suppress_unk, length_penalty)
@@ -147,7 +149,7 @@ def convert(
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
 ) -> None:
     """Write another project's captioner as safetensors and JSON; nothing in its files is ever executed."""
-    from .captioning import convert
+    from .caption import convert
 
     convert(source, folder)
 
@@ -160,8 +162,8 @@ def layers(
     labels: Labels = None,
 ) -> None:
     """List the spatial layers of a network: name, channels, size."""
-    from .listings import list_layers
-    from .opening import Source
+    from .inspect import list_layers
+    from .open_model import Source
 
     list_layers(Source(model, checkpoint, False, labels, "cpu"), stages)
 
@@ -171,7 +173,7 @@ def models(
     pattern: Annotated[str, typer.Argument(metavar="PATTERN", help='A glob such as "*resnet50*".')] = "*",
 ) -> None:
     """List the networks that --model takes."""
-    from .listings import list_models
+    from .inspect import list_models
 
     list_models(pattern)
 
@@ -179,7 +181,7 @@ def models(
 @app.command()
 def methods() -> None:
     """List the methods: the published names, and the grid that they are cells of."""
-    from .listings import list_methods
+    from .inspect import list_methods
 
     list_methods()
 
@@ -202,7 +204,7 @@ def train(
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that read photos.")] = None,
 ) -> None:
     """Train a network: the bundled ones anew, or a captioner on your photos; goes on after a stop."""
-    from .captioning import train_network
+    from .caption import train_network
 
     options = {"seed": seed} if epochs is None else {"seed": seed, "epochs": epochs}
     photos = {

@@ -7,16 +7,16 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from ..data.hdf5.reader import MapsFile, open_maps
+from ..data.hdf5.verify import verify
+from ..errors import GradlightError, nearest
+from ..explainers.aggregation import AGGREGATES
+from ..explainers.baselines import BASELINES
+from ..explainers.cache_store import CacheInfo, open_cache
+from ..explainers.extraction import EXTRACTS
+from ..explainers.methods import METHODS
 from .console import notice, table
-from .data.hdf5.reader import MapsFile, open_maps
-from .data.hdf5.verify import verify
-from .errors import GradlightError, nearest
-from .explainers.aggregation import AGGREGATES
-from .explainers.baselines import BASELINES
-from .explainers.cache_store import CacheInfo, open_cache
-from .explainers.extraction import EXTRACTS
-from .explainers.methods import METHODS
-from .opening import Source, open_model
+from .open_model import Source, open_model
 
 __all__ = ["inspect_files", "list_layers", "list_methods", "list_models", "tell_of_cache", "verify_files"]
 
@@ -45,7 +45,7 @@ def _times(sizes: tuple[int, ...]) -> str:
 
 def list_models(pattern: str) -> None:
     """Print the networks that can be named, one a line."""
-    from .models.zoo import sources
+    from ..models.zoo import sources
 
     known = sources()
     found = [name for name in known if fnmatchcase(name, pattern)]

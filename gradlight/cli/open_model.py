@@ -6,13 +6,13 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..data import images as pictures
+from ..data.scenes import generator as scenes
+from ..errors import GradlightError
+from ..models.base import Explainable
+from ..models.captioner import Captioner, captioner
+from ..models.classifiers import classifier
 from .console import notice
-from .data import images as pictures
-from .data.scenes import generator as scenes
-from .errors import GradlightError
-from .models.base import Explainable
-from .models.captioner import Captioner, captioner
-from .models.classifiers import classifier
 
 __all__ = ["Source", "open_captioner", "open_model", "readable"]
 

@@ -1,37 +1,146 @@
-"""The experiments by name, each with its own methods and number of scenes, as `evaluate` runs them."""
+"""The experiments by name, each with its own methods and number of scenes, as `evaluate` runs them.
+
+What an experiment runs on: the options as they were typed, and the model and the photos that they name.
+"""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from .console import interactive
-from .data.scenes.generator import HELD_OUT
-from .evaluation import word_pointing as words
-from .evaluation.caption_truth import caption_truth
-from .evaluation.caption_truth import told as captions_told
-from .evaluation.class_sensitivity import class_sensitivity
-from .evaluation.deletion_insertion import deletion_insertion
-from .evaluation.identity_trick import identity_trick
-from .evaluation.layer_weights import layer_weights
-from .evaluation.ledger import Ledger
-from .evaluation.meta_analysis import meta_analysis
-from .evaluation.pointing_game import pointing_game
-from .evaluation.tables import Result
-from .evaluation.weight_randomisation import weight_randomisation
-from .explainers.baselines import Baseline, at_pixels
-from .explainers.baselines.captum_methods import lime
-from .explainers.baselines.extremal import extremal_perturbation
-from .explainers.baselines.rise import rise
-from .explainers.methods import MethodLike
-from .opening import open_captioner
-from .setting import Setting
+from .. import __version__
+from ..data.scenes.generator import HELD_OUT
+from ..errors import GradlightError
+from ..evaluation import word_pointing as words
+from ..evaluation.caption_truth import caption_truth
+from ..evaluation.caption_truth import told as captions_told
+from ..evaluation.class_sensitivity import class_sensitivity
+from ..evaluation.deletion_insertion import deletion_insertion
+from ..evaluation.identity_trick import identity_trick
+from ..evaluation.layer_weights import Play, layer_weights
+from ..evaluation.ledger import Ledger
+from ..evaluation.meta_analysis import meta_analysis
+from ..evaluation.metrics import TOLERANCE
+from ..evaluation.pointing_game import player, pointing_game
+from ..evaluation.samples import Samples, open_samples
+from ..evaluation.tables import Result
+from ..evaluation.weight_randomisation import weight_randomisation
+from ..evaluation.word_pointing import TOLERANCE as SHARE
+from ..explainers.baselines import Baseline, at_pixels
+from ..explainers.baselines.captum_methods import lime
+from ..explainers.baselines.extremal import extremal_perturbation
+from ..explainers.baselines.rise import rise
+from ..explainers.explain import explain
+from ..explainers.methods import MethodLike
+from ..models.base import Explainable
+from .console import interactive, notice
+from .explain import listed, parse_meta
+from .open_model import Source, open_captioner, open_model
 
-__all__ = ["EXPERIMENTS", "Run"]
+__all__ = ["EXPERIMENTS", "Options", "Run", "Setting"]
+
+M = TypeVar("M")
+
+
+# They have no rules for the operations of every network.
+_CHOOSY = (
+    "guided_backprop",
+    "deconvnet",
+    "excitation_backprop",
+    "contrastive_excitation_backprop",
+    "deep_lift",
+    "lrp",
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of an experiment, as they were typed; None is the experiment's own default."""
+
+    data: str = "scenes"
+    count: int | None = None
+    annotations: Path | None = None
+    split: str | None = None
+    methods: str | None = None
+    layers: str = "stages"
+    target: str | None = None
+    meta: str | None = None
+    rates: str = "0.002"
+    tolerance: float | None = None
+    seed: int = 0
+
+
+class Setting:
+    """The model and the photos of an experiment, opened when they are first needed."""
+
+    def __init__(self, source: Source, options: Options, folder: Path | None) -> None:
+        self.source, self.options, self.folder = source, options, folder
+        self.layers = listed(options.layers)
+        self.rates = [_rate(text) for text in listed(options.rates)]
+        self.meta = parse_meta(options.meta)
+
+    @cached_property
+    def model(self) -> Explainable:
+        """The model that the source names."""
+        return open_model(self.source)
+
+    def samples(self, count: int) -> Samples:
+        """Open the photos; count: of scenes, unless the options say another."""
+        options = self.options
+        few = options.count or (count if options.data == "scenes" else None)
+        return open_samples(options.data, few, options.annotations, options.split)
+
+    def methods(self, own: Sequence[M]) -> list[M | str]:
+        """Give the methods of the options, or else the experiment's own, as far as the network allows them."""
+        return [*listed(self.options.methods)] if self.options.methods else [each for each in own if self._allows(each)]
+
+    def _allows(self, method: object) -> bool:
+        if method not in _CHOOSY or not isinstance(method, str):
+            return True
+        try:
+            explain(self.model, [self.samples(1)[0].image], self.options.target, methods=method, layers=self.layers)
+        except GradlightError as error:
+            notice(f"left out: {error}")
+            return False
+        return True
+
+    @property
+    def tolerance(self) -> float:
+        """The pointing game's, in pixels: 15, and on scenes as large a share of the photo as that is of 224."""
+        if self.options.tolerance is not None:
+            return self.options.tolerance
+        return SHARE * 160 if self.options.data == "scenes" else TOLERANCE
+
+    def player(self, samples: Samples, ledger: Ledger) -> Play | None:
+        """Make the pointing game that other experiments play, if it is known what the photos show."""
+        if not samples.labels:
+            return None
+        return player(self.model, samples, ledger=ledger, name="pointing", tolerance=self.tolerance)
+
+    def about(self) -> dict[str, Any]:
+        """Describe what every experiment of a report depends on, in JSON types."""
+        options = self.options
+        given = {"annotations": options.annotations and str(options.annotations), "split": options.split}
+        return {
+            "model": self.model.name,
+            "weights_sha256": self.model.weights_sha256(),
+            "data": options.data,
+            **{name: value for name, value in given.items() if value is not None},
+            "seed": options.seed,
+            "gradlight": __version__,
+        }
+
+
+def _rate(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise GradlightError(f"--lr takes rates with commas between, such as 0.002,0.01; {text!r} is none.") from error
+
 
 _OURS = ("gradient", "gradient_sum", "linear_approx", "grad_cam", "normgrad", "selective_normgrad")
 _QUICK = ("guided_backprop", "deconvnet", "excitation_backprop", "contrastive_excitation_backprop")

@@ -6,18 +6,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..data.hdf5.writer import destination
+from ..errors import GradlightError
+from ..explainers.archive import save
+from ..explainers.combination import check_how, check_weights
+from ..explainers.explain import explain
+from ..explainers.maps import SaliencyMaps
+from ..explainers.meta import Meta
+from ..explainers.plotting import MOST_PANELS, rows_of
+from ..explainers.precision import Arithmetic
+from ..models.base import Explainable
 from .console import interactive
-from .data.hdf5.writer import destination
-from .errors import GradlightError
-from .explainers.archive import save
-from .explainers.combination import check_how, check_weights
-from .explainers.explain import explain
-from .explainers.maps import SaliencyMaps
-from .explainers.meta import Meta
-from .explainers.plotting import MOST_PANELS, rows_of
-from .explainers.precision import Arithmetic
-from .models.base import Explainable
-from .opening import Source, open_model, readable
+from .open_model import Source, open_model, readable
 
 __all__ = ["Asked", "explain_images", "listed", "numbered", "parse_combine", "parse_meta", "write_pictures"]
 

@@ -8,15 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..errors import GradlightError, nearest
+from ..evaluation.ledger import Ledger
+from ..evaluation.report import Experiment, paper
+from ..evaluation.tables import Result, as_json, csv, markdown
+from ..files import replace_file
 from .console import notice
-from .errors import GradlightError, nearest
-from .evaluation.ledger import Ledger
-from .evaluation.report import Experiment, paper
-from .evaluation.tables import Result, as_json, csv, markdown
-from .experiments import EXPERIMENTS
-from .files import replace_file
-from .opening import Source
-from .setting import Options, Setting
+from .experiments import EXPERIMENTS, Options, Setting
+from .open_model import Source
 
 __all__ = ["evaluate"]
 
