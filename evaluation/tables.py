@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
+from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from ..errors import GradlightError, nearest
@@ -140,6 +140,6 @@ def sources() -> dict[str, str]:
 
 @cache
 def _document() -> dict[str, Any]:
-    text = files("gradlight.evaluation").joinpath("published.json").read_text(encoding="utf-8")
+    text = resources.files("gradlight.evaluation").joinpath("published.json").read_text(encoding="utf-8")
     read: dict[str, Any] = json.loads(text)
     return read

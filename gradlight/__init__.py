@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .errors import GradlightError, GradlightWarning
-    from .explainers.archive import load
-    from .explainers.explain import explain
-    from .explainers.maps import SaliencyMaps
-    from .explainers.meta import Meta
-    from .explainers.methods import Method
-    from .models.captioner.captioner import captioner
-    from .models.classifiers import classifier
-    from .widgets.opening import view
-    from .widgets.viewer import Viewer
+    from .errors import GradlightError as GradlightError
+    from .errors import GradlightWarning as GradlightWarning
+    from .explainers.archive import load as load
+    from .explainers.explain import explain as explain
+    from .explainers.maps import SaliencyMaps as SaliencyMaps
+    from .explainers.meta import Meta as Meta
+    from .explainers.methods import Method as Method
+    from .models.captioner.captioner import captioner as captioner
+    from .models.classifiers import classifier as classifier
+    from .widgets.view import view as view
+    from .widgets.viewer import Viewer as Viewer
 
 __version__ = "0.1.0"
 
@@ -40,7 +41,7 @@ _NAMES = {
     "classifier": "models.classifiers",
     "explain": "explainers.explain",
     "load": "explainers.archive",
-    "view": "widgets.opening",
+    "view": "widgets.view",
 }
 
 __all__ = sorted([*_NAMES, "__version__"])

@@ -90,9 +90,6 @@ KINDS: dict[str, Callable[[Floats, Floats], Mask]] = {
 """Shape → whether points (u, v), in units of the object's radius and turned with it, are inside."""
 
 
-Floats = npt.NDArray[np.float64]
-
-
 def background(random: np.random.Generator, size: int) -> Floats:
     """Draw a background [size,size,3] in 0…255: two muted colours mixed by a texture, and a little grain."""
     texture = _TEXTURES[int(random.integers(len(_TEXTURES)))](random, size)
@@ -145,9 +142,6 @@ def _spread(field: Floats) -> Floats:
 
 _TEXTURES: tuple[Callable[[np.random.Generator, int], Floats], ...] = (_noise, _stripes, _checks, _gradient, _speckle)
 
-
-Floats = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
 
 TRAINING = range(10_000_000)
 """Seeds to train on."""

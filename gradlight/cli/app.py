@@ -10,8 +10,7 @@ import typer
 
 from .. import __version__
 from ..errors import GradlightError
-from . import dataset as cli_batch
-from . import dataset as cli_evaluate
+from .dataset import add_evaluate_to, add_to
 from .options import (
     BatchSize,
     Captioner,
@@ -220,5 +219,5 @@ def train(
     train_network(what, out, options, photos)
 
 
-cli_batch.add_to(app)
-cli_evaluate.add_to(app)
+add_to(app)
+add_evaluate_to(app)
