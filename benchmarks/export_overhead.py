@@ -30,9 +30,9 @@ from networks import floor
 from PIL import Image
 
 import gradlight as gl
-from gradlight.export.lists import Item, Source
-from gradlight.export.plan import Settings
-from gradlight.export.run import Manner, export
+from gradlight.export.lists import ImageList, Item
+from gradlight.export.plan import ExportSettings
+from gradlight.export.run import ExportOptions, export
 from gradlight.models.classifiers import Classifier
 
 METHODS = ("gradient", "linear_approx", "grad_cam", "normgrad", "selective_normgrad")
@@ -96,9 +96,9 @@ def passes(model: Classifier, paths: list[str], first: str) -> Callable[[], obje
 
 
 def run(model: Classifier, paths: list[str], output: Path, layers: tuple[str, ...], **how: object) -> object:
-    settings = Settings(methods=METHODS, layers=layers, batch_size=BATCH, **how)  # type: ignore[arg-type]
-    source = Source("list", [Item(path, None) for path in paths])
-    return export(lambda: model, lambda _: source, output, settings, Manner(overwrite=True, readers=1))
+    settings = ExportSettings(methods=METHODS, layers=layers, batch_size=BATCH, **how)  # type: ignore[arg-type]
+    source = ImageList("list", [Item(path, None) for path in paths])
+    return export(lambda: model, lambda _: source, output, settings, ExportOptions(overwrite=True, readers=1))
 
 
 def timed(job: Callable[[], object]) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..errors import GradlightError
-from ..files import PathLike, open_regular, shown
+from ..files import PathLike, format_path, open_regular
 
 __all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "find", "load", "sha256", "upright"]
 
@@ -88,7 +88,7 @@ def load(path: PathLike) -> Image.Image:
         except Exception as error:
             detail = str(error) or type(error).__name__
             cause, reason = error, f"damaged or truncated, cannot be decoded ({detail}): get a whole copy of it"
-    raise GradlightError(f"{shown(path)}: {reason}.") from cause
+    raise GradlightError(f"{format_path(path)}: {reason}.") from cause
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -118,7 +118,7 @@ def sha256(path: PathLike) -> str:
             while block := stream.read(1 << 20):
                 digest.update(block)
         except OSError as error:
-            raise GradlightError(f"{shown(path)}: cannot be read: {error.strerror}. Check the disk.") from error
+            raise GradlightError(f"{format_path(path)}: cannot be read: {error.strerror}. Check the disk.") from error
     return digest.hexdigest()
 
 
@@ -131,7 +131,7 @@ def find(folder: str | os.PathLike[str]) -> list[Path]:
     found: list[Path] = []
 
     def refuse(error: OSError) -> None:
-        where, why = shown(error.filename), error.strerror
+        where, why = format_path(error.filename), error.strerror
         raise GradlightError(f"{where}: cannot be listed: {why}. Check the folder.") from error
 
     for parent, folders, names in os.walk(folder, onerror=refuse):

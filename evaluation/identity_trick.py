@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ..errors import GradlightError
 from ..explainers.explain import explain
 from ..models.base import Explainable
-from .layer_weights import Play
+from .layer_weights import PlayGame
 from .ledger import Ledger
 from .metrics import map_correlation
 from .samples import Sample
@@ -36,7 +36,7 @@ def identity_trick(
     *,
     ledger: Ledger,
     target: Any = None,
-    play: Play | None = None,
+    play: PlayGame | None = None,
     progress: bool = False,
 ) -> Result:
     """Correlate the maps of real convolutions with those of virtual identities behind them, image by image.

@@ -23,17 +23,19 @@ from ..explainers.combination import combination_name
 from ..explainers.combination import layer_weights as shares_of
 from ..explainers.layer_selection import choose_layers
 from ..explainers.layer_weights import accuracy, averaged_features, spread
-from ..explainers.layer_weights_store import KINDS, LayerMeasure, Measured, keep
+from ..explainers.layer_weights_store import KINDS, LayerMeasure, MeasuredWeights, keep
 from ..explainers.maps import SaliencyMaps
 from ..models.base import Explainable
 from .ledger import Ledger
 from .samples import Sample
 from .tables import Cell, Result, Table
 
-__all__ = ["Play", "joined_by", "layer_weights", "measure", "weightings"]
+__all__ = ["PlayGame", "joined_by", "layer_weights", "measure", "weightings"]
 
-Play = Callable[[Sequence[str], Sequence[str], Callable[[SaliencyMaps], SaliencyMaps]], Mapping[tuple[str, str], float]]
-"""Play the pointing game with methods and layers: (method, layer) → accuracy, 0…1.
+PlayGame = Callable[
+    [Sequence[str], Sequence[str], Callable[[SaliencyMaps], SaliencyMaps]], Mapping[tuple[str, str], float]
+]
+"""PlayGame the pointing game with methods and layers: (method, layer) → accuracy, 0…1.
 
 The function is applied to the maps of every image before they play, and may put combinations of layers beside them.
 """
@@ -49,7 +51,7 @@ def layer_weights(
     *,
     data: str,
     ledger: Ledger,
-    play: Play | None = None,
+    play: PlayGame | None = None,
     path: Path | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -81,7 +83,7 @@ def measure(
     ledger: Ledger,
     seed: int = 0,
     progress: bool = False,
-) -> Measured:
+) -> MeasuredWeights:
     """Measure spread and probe accuracy of layers; where no sample has a truth, there is no accuracy.
 
     Where every sample shows exactly one class, the accuracy is that of choosing it; else the mean average precision.
@@ -102,10 +104,10 @@ def measure(
         if labels is not None:
             score = ledger.once(f"accuracy at {layer}", partial(accuracy, features, labels, seed))
         found[layer] = LayerMeasure(spread(features), score)
-    return Measured(model.name, model.weights_sha256(), data, len(rows), found, meaning, seed)
+    return MeasuredWeights(model.name, model.weights_sha256(), data, len(rows), found, meaning, seed)
 
 
-def weightings(measured: Measured) -> dict[str, str | dict[str, float]]:
+def weightings(measured: MeasuredWeights) -> dict[str, str | dict[str, float]]:
     """Name every weighting that is to be had: those that need no measuring, and what was measured."""
     known = {kind: measured.weights(kind) for kind in KINDS}
     return {"uniform": "uniform", "linear": "linear", **{kind: found for kind, found in known.items() if found}}
@@ -161,7 +163,7 @@ def _shares(asked: Mapping[str, str | dict[str, float]], layers: Sequence[str]) 
     return {name: dict(zip(layers, shares_of(weights, layers), strict=True)) for name, weights in asked.items()}
 
 
-def _weights_table(measured: Measured, asked: Mapping[str, str | dict[str, float]], place: Path) -> Table:
+def _weights_table(measured: MeasuredWeights, asked: Mapping[str, str | dict[str, float]], place: Path) -> Table:
     shares = _shares(asked, list(measured.layers))
     rows = [
         [layer, at.spread, at.accuracy, *(shares[name][layer] for name in shares)]

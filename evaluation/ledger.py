@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import GradlightError
-from ..files import open_regular, shown
+from ..files import format_path, open_regular
 
 __all__ = ["Ledger"]
 
@@ -66,7 +66,7 @@ class Ledger:
             if entry is None or not entry.keys() >= {"key", "value"}:
                 if number < len(lines):
                     raise GradlightError(
-                        f"{shown(path)}: line {number} of the ledger is damaged. Move the file away and start anew."
+                        f"{format_path(path)}: line {number} of the ledger is damaged. Move the file away and start anew."
                     )
                 break
             self._values.setdefault(entry["key"], entry["value"])
@@ -110,18 +110,20 @@ def _append(path: Path, line: bytes) -> None:
         with open(path, "ab") as stream:
             stream.write(line)
     except OSError as error:
-        raise GradlightError(f"{shown(path)}: cannot be written: {error.strerror}. Check folder and disk.") from error
+        raise GradlightError(
+            f"{format_path(path)}: cannot be written: {error.strerror}. Check folder and disk."
+        ) from error
 
 
 def _check_about(path: Path, entry: dict[str, Any] | None, about: Mapping[str, Any]) -> None:
     found = None if entry is None else entry.get("about")
     if not isinstance(found, dict):
-        raise GradlightError(f"{shown(path)}: not the ledger of an experiment. Name another file or folder.")
+        raise GradlightError(f"{format_path(path)}: not the ledger of an experiment. Name another file or folder.")
     names = [name for name in {**found, **about} if found.get(name) != about.get(name)]
     if names:
         changes = "; ".join(f"{name} was {_told(found.get(name))}, is {_told(about.get(name))}" for name in names)
         raise GradlightError(
-            f"{shown(path)}: the ledger of another run: {changes}. Give the same settings to go on with it, or another"
+            f"{format_path(path)}: the ledger of another run: {changes}. Give the same settings to go on with it, or another"
             " folder to start anew."
         )
 

@@ -28,7 +28,7 @@ from ..explainers.explain import explain
 from ..explainers.maps import SaliencyMaps
 from ..explainers.meta import Meta
 from ..explainers.plotting import draw_map, draw_photo, picture_of
-from ..files import replace_file, replacing, shown
+from ..files import format_path, replace_file, replacing
 from ..models.classifiers import Classifier, classifier
 from ..models.scenes.classifier import BATCH, Training, draw_in_parallel, mean_average_precision
 from .ledger import Ledger
@@ -37,7 +37,7 @@ from .tables import Cell, Result, Table
 
 __all__ = [
     "SPLITS",
-    "Course",
+    "KeptTraining",
     "at_epoch",
     "kept_epochs",
     "meta_analysis",
@@ -137,7 +137,7 @@ _STATE = "training.pt"
 
 
 @dataclass(frozen=True)
-class Course:
+class KeptTraining:
     """A training: passes over how many scenes, and the seed of its random numbers.
 
     Raises GradlightError for no epoch, or fewer scenes than the training takes at once.
@@ -158,7 +158,7 @@ class Course:
         return folder / f"epoch_{epoch:03}.safetensors"
 
 
-def kept_epochs(folder: Path, course: Course, workers: int = 2, progress: bool = False) -> None:
+def kept_epochs(folder: Path, course: KeptTraining, workers: int = 2, progress: bool = False) -> None:
     """Train a network on scenes, and keep its weights before the first and after every epoch in a folder.
 
     The folder is made if it is missing. A training that was stopped, at any place, goes on after the last whole epoch
@@ -168,7 +168,7 @@ def kept_epochs(folder: Path, course: Course, workers: int = 2, progress: bool =
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
-        raise GradlightError(f"{shown(folder)}: cannot be made: {error.strerror}.") from error
+        raise GradlightError(f"{format_path(folder)}: cannot be made: {error.strerror}.") from error
     state = _read(folder / _STATE, course)
     done = 0 if state is None else state["epoch"]
     if done == course.epochs:
@@ -188,12 +188,12 @@ def kept_epochs(folder: Path, course: Course, workers: int = 2, progress: bool =
             bar.update()
 
 
-def at_epoch(folder: Path, course: Course, epoch: int) -> Classifier:
+def at_epoch(folder: Path, course: KeptTraining, epoch: int) -> Classifier:
     """Give the network as it was after an epoch."""
     return classifier("scenes", checkpoint=course.weights(folder, epoch), device="cpu")
 
 
-def _keep(folder: Path, course: Course, epoch: int, training: Training) -> None:
+def _keep(folder: Path, course: KeptTraining, epoch: int, training: Training) -> None:
     """Keep the weights, then the state that says they are kept; each whole or not at all."""
     tensors = {name: tensor.contiguous() for name, tensor in training.network.state_dict().items()}
     replace_file(course.weights(folder, epoch), save(tensors))
@@ -201,7 +201,7 @@ def _keep(folder: Path, course: Course, epoch: int, training: Training) -> None:
         torch.save({"course": asdict(course), "epoch": epoch, **training.state()}, temporary)
 
 
-def _read(path: Path, course: Course) -> dict[str, Any] | None:
+def _read(path: Path, course: KeptTraining) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
@@ -209,10 +209,12 @@ def _read(path: Path, course: Course) -> dict[str, Any] | None:
         found = state["course"]
     # Whatever else lies there may refuse, in its own way, to be read.
     except Exception as error:
-        raise GradlightError(f"{shown(path)}: not the state of a training. Name another folder.") from error
+        raise GradlightError(f"{format_path(path)}: not the state of a training. Name another folder.") from error
     if found != asdict(course):
         told = ", ".join(f"{name} {found.get(name)}, not {value}" for name, value in asdict(course).items())
-        raise GradlightError(f"{shown(path)}: of another training ({told}). Name another folder, or ask for the same.")
+        raise GradlightError(
+            f"{format_path(path)}: of another training ({told}). Name another folder, or ask for the same."
+        )
     return state
 
 
@@ -230,7 +232,7 @@ def meta_analysis(
     layers: str | Sequence[str] = "stages",
     *,
     ledger: Ledger,
-    course: Course | None = None,
+    course: KeptTraining | None = None,
     images: int = 64,
     lr: float = 0.002,
     workers: int = 2,
@@ -245,7 +247,7 @@ def meta_analysis(
     epoch, 0 (untrained) to the last; figures["against_last"]: split → "plain", "descent" or "ascent" → method → layer →
     mean ρ with the same map at the last epoch. Raises GradlightError for no image, and as `kept_epochs` does.
     """
-    course = course or Course()
+    course = course or KeptTraining()
     if not 1 <= images <= course.scenes:
         raise GradlightError(f"{images} scenes of each split were asked for; give 1 to {course.scenes}.")
     kept_epochs(folder, course, workers, progress)
@@ -301,7 +303,7 @@ def _followed(ask: Ask, images: int, epochs: int, ledger: Ledger, progress: bool
 
 def _maps(
     folder: Path,
-    course: Course,
+    course: KeptTraining,
     methods: Sequence[str],
     layers: str | Sequence[str],
     lr: float,
@@ -341,7 +343,7 @@ def _rho(one: SaliencyMaps, other: SaliencyMaps) -> dict[str, dict[str, list[flo
     return found
 
 
-def _precision(folder: Path, course: Course, epoch: int) -> float:
+def _precision(folder: Path, course: KeptTraining, epoch: int) -> float:
     return mean_average_precision(at_epoch(folder, course, epoch).network, scenes.HELD_OUT[:_PRECISION])[0]
 
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from ..errors import GradlightError
 from ..explainers.combination import is_combination
-from ..files import replace_file, shown
+from ..files import format_path, replace_file
 from .ledger import Ledger
 from .metrics import mean
 from .tables import Result, Table, as_json, markdown
@@ -208,13 +208,13 @@ def _check(experiments: Sequence[Experiment]) -> None:
 def _prepare(folder: Path) -> None:
     if (folder / "README.md").exists() and not (folder / "ledgers").is_dir():
         raise GradlightError(
-            f"{shown(folder)}: has a README.md that is no report's, and would lose it. Name another folder."
+            f"{format_path(folder)}: has a README.md that is no report's, and would lose it. Name another folder."
         )
     try:
         for place in (folder, folder / "ledgers", folder / "figures"):
             place.mkdir(exist_ok=True)
     except OSError as error:
-        raise GradlightError(f"{shown(folder)}: cannot be made: {error.strerror}. Check the path.") from error
+        raise GradlightError(f"{format_path(folder)}: cannot be made: {error.strerror}. Check the path.") from error
 
 
 def _picture_path(folder: Path, experiment: str, name: str) -> Path:

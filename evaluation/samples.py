@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data import images
-from ..data.datasets.annotations import Annotated, AnnotatedObject, AnnotatedPhoto, Box
+from ..data.datasets.annotations import AnnotatedDataset, AnnotatedObject, AnnotatedPhoto, Box
 from ..data.datasets.coco import read_instances
 from ..data.datasets.voc import find_voc, read_voc
 from ..data.scenes import generator as scenes
 from ..errors import GradlightError
 from ..explainers.lazy import Made
-from ..files import shown
+from ..files import format_path
 from ..models.base import ImageLike
 
 __all__ = ["Mask", "Sample", "Samples", "Truth", "is_difficult", "open_samples"]
@@ -113,7 +113,7 @@ def _refused(data: str, **options: object) -> tuple[str, ...]:
     given = [name for name, value in options.items() if value is not None]
     if given:
         raise GradlightError(
-            f"{shown(data)} takes no {' and no '.join(given)}: a split is VOC's, annotations belong to COCO's photos."
+            f"{format_path(data)} takes no {' and no '.join(given)}: a split is VOC's, annotations belong to COCO's photos."
         )
     return ()
 
@@ -152,7 +152,7 @@ def _file_name(photo: AnnotatedPhoto) -> str:
     return photo.path.name
 
 
-def _annotated(read: Annotated, count: int | None, key: Callable[[AnnotatedPhoto], str]) -> Samples:
+def _annotated(read: AnnotatedDataset, count: int | None, key: Callable[[AnnotatedPhoto], str]) -> Samples:
     def make(photo: AnnotatedPhoto) -> Sample:
         truths = tuple(_truth(photo, label) for label in photo.classes(read.categories))
         return Sample(key(photo), str(photo.path), *photo.size, truths)
@@ -181,18 +181,18 @@ def _mask(photo: AnnotatedPhoto, thing: AnnotatedObject) -> Mask:
     try:
         return thing.mask(height, width)
     except GradlightError as error:
-        raise GradlightError(f"{shown(photo.path)}: {error}") from error
+        raise GradlightError(f"{format_path(photo.path)}: {error}") from error
 
 
 def _folder(folder: Path, count: int | None, notes: tuple[str, ...]) -> Samples:
     if not folder.is_dir():
         raise GradlightError(
-            f'{shown(folder)}: there is no such folder. Data are "scenes", a VOC root, a folder of COCO\'s photos with'
+            f'{format_path(folder)}: there is no such folder. Data are "scenes", a VOC root, a folder of COCO\'s photos with'
             " annotations, or a folder of photos."
         )
     paths = sorted(_photos(folder))
     if not paths:
-        raise GradlightError(f"{shown(folder)}: no photo was found in this folder.")
+        raise GradlightError(f"{format_path(folder)}: no photo was found in this folder.")
 
     def make(path: Path) -> Sample:
         return Sample(path.relative_to(folder).as_posix(), str(path), *images.load(path).size)

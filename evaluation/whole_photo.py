@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..errors import GradlightError
 from ..models.base import Explainable, ImageLike, Photo
-from ..models.class_objective import Asked, ClassLabels, ClassObjective, parse
+from ..models.class_objective import ClassLabels, ClassObjective, TargetSpec, parse
 from ..models.classifiers import Classifier
 from ..models.images import read_images
 from ..models.preprocessing import Preprocess, Preprocessing
@@ -257,7 +257,7 @@ class GridObjective(ClassObjective):
 
     def rows(self, start: int, stop: int, total: int) -> GridObjective:
         """Give the objective of images start…stop of a list of `total`; a count that does not fit is an error."""
-        rows: Sequence[Sequence[Asked]] = super().rows(start, stop, total).asked
+        rows: Sequence[Sequence[TargetSpec]] = super().rows(start, stop, total).asked
         return GridObjective(self.network, self.labels, rows, multi_label=self.multi_label)
 
     def describe(self) -> dict[str, Any]:

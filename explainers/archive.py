@@ -58,7 +58,7 @@ def _layer_row(key: tuple[str, str], layer: MapLayer) -> LayerRow:
 
 
 @dataclass(frozen=True)
-class _Stored:
+class _StoredRowsView:
     """Rows that lie in a file until they are asked for."""
 
     file: MapsFile
@@ -75,9 +75,9 @@ class _Stored:
         """Read all rows [M,h,w]."""
         return torch.from_numpy(np.ascontiguousarray(self.file.read(self.key, self.rows)))
 
-    def part(self, rows: Indices) -> _Stored:
+    def part(self, rows: Indices) -> _StoredRowsView:
         """Choose some of the rows."""
-        return _Stored(self.file, self.key, np.arange(self.file.shape(self.key)[0])[self.rows][rows])
+        return _StoredRowsView(self.file, self.key, np.arange(self.file.shape(self.key)[0])[self.rows][rows])
 
     def to(self, device: Any) -> Held:
         """Read the rows and bring them to a device."""
@@ -99,7 +99,7 @@ def load(path: str | Path) -> SaliencyMaps:
             raise GradlightError(f"{path}: its maps do not lie in the order of its images. Read its /maps with h5py.")
         images = Made(file.images, _photo)
         targets = TargetRows(Made(file.targets, _target), np.bincount(owners, minlength=len(images)))
-        maps = {key: _Stored(file, key, slice(None)) for key in file.layers}
+        maps = {key: _StoredRowsView(file, key, slice(None)) for key in file.layers}
         layers = {row.layer: MapLayer(row.depth, row.stride) for row in file.layers.values()}
         origin = Origin(file.model, file.weights_sha256, file.objective, file.meta)
         return SaliencyMaps(maps, layers, images, targets, file.pixels, origin, file.close)

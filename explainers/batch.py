@@ -16,14 +16,14 @@ from ..models.base import Layer
 from ..models.objective import Objective, Target, Targets
 from .baselines.baseline import Baseline
 from .capture import Tap, record
-from .meta import Meta, moved
+from .meta import Meta, meta_step
 from .methods import AnyMethod, Method
-from .per_sample import NotCoveredError, stepped
-from .precision import Arithmetic
+from .per_sample import NotCoveredError, per_sample_meta_step
+from .precision import Precision
 from .statistics import Statistics
 from .threads import few_threads
 
-__all__ = ["BatchMaps", "Job"]
+__all__ = ["BatchMaps", "BatchRunner"]
 
 # Of one gradient: it, its activation and what is computed of both are at work together.
 _CACHED = 2**22
@@ -38,7 +38,7 @@ class BatchMaps:
     targets: Targets
 
 
-class Job:
+class BatchRunner:
     """What is asked of every batch, and how many images at once the memory has been found to hold."""
 
     def __init__(
@@ -46,10 +46,10 @@ class Job:
         layers: Sequence[Layer],
         methods: Sequence[AnyMethod],
         meta: Meta | None,
-        arithmetic: Arithmetic | None = None,
+        arithmetic: Precision | None = None,
     ) -> None:
         self.layers, self.methods, self.meta = layers, methods, meta
-        self.arithmetic = arithmetic or Arithmetic()
+        self.arithmetic = arithmetic or Precision()
         self.most: int | None = None
         self._tapped = [method for method in methods if isinstance(method, Method)]
         self._baselines = [method for method in methods if isinstance(method, Baseline)]
@@ -138,7 +138,7 @@ class Job:
     ) -> tuple[dict[tuple[str, str], Tensor], Targets]:
         """Explain the first target of every image at its θ', together, or alone where the network has no such form."""
         try:
-            with stepped(objective, pixels, targets, meta) as found:
+            with per_sample_meta_step(objective, pixels, targets, meta) as found:
                 return self._plain(objective, pixels, [row[:1] for row in found]).maps, found
         # A layer that is run again by itself, for its own weight, cannot have each image's; what else is refused is
         # refused again.
@@ -148,7 +148,7 @@ class Job:
             return _joined([self._alone(objective, image, row[0], meta) for image, row in pairs]).maps, found
 
     def _alone(self, objective: Objective, image: Tensor, target: Target, meta: Meta) -> BatchMaps:
-        with moved(objective, image, target, meta):
+        with meta_step(objective, image, target, meta):
             return self._plain(objective, image, [[target]])
 
     def _others(self, objective: Objective, pixels: Tensor, targets: Targets) -> dict[tuple[str, str], Tensor]:
@@ -156,7 +156,7 @@ class Job:
         found: dict[tuple[str, str], list[Tensor]] = {}
         for image, row in zip(pixels.split(1), targets, strict=True):
             for target in row:
-                at_step = nullcontext() if self.meta is None else moved(objective, image, target, self.meta)
+                at_step = nullcontext() if self.meta is None else meta_step(objective, image, target, self.meta)
                 with at_step if self._baselines else nullcontext():
                     for baseline in self._baselines:
                         for layer in baseline.places(self.layers):

@@ -29,13 +29,13 @@ from ..models.base import Explainable, Photo, View
 from ..models.fingerprint import file_sha256, fingerprint, objective_sha256, pixels_sha256, value_sha256
 from ..models.objective import Objective, Target
 from ..models.preserve import preserved
-from .batch import BatchMaps, Job
+from .batch import BatchMaps, BatchRunner
 from .cache_store import KEPT, Cache, Entry, open_cache
 from .meta import Meta
 from .methods import AnyMethod
-from .precision import Arithmetic
+from .precision import Precision
 
-__all__ = ["Afresh", "Batch", "CacheLike", "Reader", "Recall", "opened"]
+__all__ = ["Afresh", "Batch", "CacheLike", "PhotoReader", "Recall", "opened"]
 
 _MOST = 4096
 
@@ -75,7 +75,7 @@ class Batch:
         return self.pixels
 
 
-class Reader:
+class PhotoReader:
     """Reads batches of images, and decodes only photos whose file, for this network, was not read before.
 
     network: the network's checksum, for its dtype and device are those of the pixels.
@@ -131,7 +131,7 @@ _NO_MATTER = frozenset({"name", "checkpoint", "pretrained", "num_classes", "prep
 
 
 def opened(
-    cache: CacheLike, model: Explainable, methods: Sequence[AnyMethod], meta: Meta | None, arithmetic: Arithmetic
+    cache: CacheLike, model: Explainable, methods: Sequence[AnyMethod], meta: Meta | None, arithmetic: Precision
 ) -> Afresh:
     """Open the cache of a call, if there is one; a network that cannot be described does, with a warning, without."""
     if cache is None or cache is False:
@@ -146,7 +146,7 @@ def opened(
 
 
 @dataclass
-class _Found:
+class _CacheHit:
     """What the cache holds of one image: its key, the entry, its targets, and the maps if all that are asked."""
 
     key: str
@@ -170,7 +170,7 @@ class Afresh:
         pixels, photos = self._model.read(images)
         return Batch(photos, [], (pixels.shape[2], pixels.shape[3]), pixels)
 
-    def maps(self, images: Any, batch: Batch, objective: Objective, job: Job) -> BatchMaps:
+    def maps(self, images: Any, batch: Batch, objective: Objective, job: BatchRunner) -> BatchMaps:
         """Make the maps of a batch. images: what `read` made it of; objective: of these images."""
         with preserved(self._model.network):
             return job.run(objective, batch.held())
@@ -188,7 +188,7 @@ class Recall(Afresh):
         model: Explainable,
         methods: Sequence[AnyMethod],
         meta: Meta | None,
-        arithmetic: Arithmetic | None = None,
+        arithmetic: Precision | None = None,
     ) -> None:
         super().__init__(model)
         self.cache = cache
@@ -200,9 +200,9 @@ class Recall(Afresh):
             "network": network,
             "model": {name: value for name, value in model.describe().items() if name not in _NO_MATTER},
             "meta": None if meta is None else meta.describe(),
-            "arithmetic": [*_arithmetic(self._device.type), repr(arithmetic or Arithmetic())],
+            "arithmetic": [*_arithmetic(self._device.type), repr(arithmetic or Precision())],
         }
-        self._reader = Reader(model, network)
+        self._reader = PhotoReader(model, network)
 
     def weights_sha256(self) -> str:
         """Give the checksum of the model's weights, as they were at the beginning of the call."""
@@ -212,7 +212,7 @@ class Recall(Afresh):
         """Read a batch, without decoding photos that were read before."""
         return self._reader.read(images)
 
-    def maps(self, images: Any, batch: Batch, objective: Objective, job: Job) -> BatchMaps:
+    def maps(self, images: Any, batch: Batch, objective: Objective, job: BatchRunner) -> BatchMaps:
         """Give the maps of a batch, made where the cache does not hold them; its photos are read if they must be."""
         found = self._search(batch, objective, job)
         missing = [number for number, one in enumerate(found) if one.maps is None]
@@ -228,7 +228,7 @@ class Recall(Afresh):
         joined = {key: torch.cat([one[key] for one in maps]) for key in maps[0]} if len(maps) > 1 else maps[0]
         return BatchMaps(joined, [one.targets or [] for one in found])
 
-    def _search(self, batch: Batch, objective: Objective, job: Job) -> list[_Found]:
+    def _search(self, batch: Batch, objective: Objective, job: BatchRunner) -> list[_CacheHit]:
         names = {pair: self._name(*pair) for pair in job.places}
         count = len(batch.checksums)
         asked = [objective.rows(number, number + 1, count) for number in range(count)]
@@ -242,23 +242,23 @@ class Recall(Afresh):
             warnings.warn(f"These maps are not kept in the cache: {error}", GradlightWarning, stacklevel=5)
             return ""
 
-    def _one(self, key: str, names: dict[tuple[str, str], str]) -> _Found:
+    def _one(self, key: str, names: dict[tuple[str, str], str]) -> _CacheHit:
         entry = self.cache.get(key) if key else None
         if entry is None:
-            return _Found(key)
+            return _CacheHit(key)
         try:
             targets = [_target(*row) for row in entry.facts["targets"]]
             if any(values.shape[:1] != (len(targets),) or values.ndim != 3 for values in entry.arrays.values()):
                 raise ValueError("its maps are not those of its targets")
         except (KeyError, TypeError, ValueError) as error:
             self.cache.drop(key, str(error))
-            return _Found(key)
+            return _CacheHit(key)
         if not all(name in entry.arrays for name in names.values()):
-            return _Found(key, entry, targets)
+            return _CacheHit(key, entry, targets)
         maps = {at: torch.from_numpy(entry.arrays[name]).to(self._device) for at, name in names.items()}
-        return _Found(key, entry, targets, maps)
+        return _CacheHit(key, entry, targets, maps)
 
-    def _keep(self, found: Sequence[_Found], made: BatchMaps) -> None:
+    def _keep(self, found: Sequence[_CacheHit], made: BatchMaps) -> None:
         """Cut new maps into images, put those that are known already in their place, and store what is new."""
         start = 0
         for one, row in zip(found, made.targets, strict=True):

@@ -32,7 +32,7 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 from ..errors import GradlightError, GradlightWarning
-from ..files import PathLike, open_regular, replace_file, shown
+from ..files import PathLike, format_path, open_regular, replace_file
 
 __all__ = ["KEPT", "MAX_BYTES", "Arrays", "Cache", "CacheInfo", "Entry", "decode", "encode", "open_cache"]
 
@@ -162,7 +162,7 @@ class Cache:
                 replace_file(path, content)
         except (OSError, NotImplementedError) as error:
             self._refused.add("write")
-            self._tell_once(f"The cache {shown(self.folder)} cannot be written ({error}); going on without it.")
+            self._tell_once(f"The cache {format_path(self.folder)} cannot be written ({error}); going on without it.")
 
     def drop(self, key: str, reason: str) -> None:
         """Remove an entry that cannot be used, with a warning that says why."""
@@ -170,7 +170,7 @@ class Cache:
         with contextlib.suppress(OSError):
             path.unlink()
         warnings.warn(
-            f"An entry of the cache is damaged and was removed ({shown(path)}: {reason}).",
+            f"An entry of the cache is damaged and was removed ({format_path(path)}: {reason}).",
             GradlightWarning,
             stacklevel=3,
         )
@@ -192,7 +192,7 @@ class Cache:
                 self._total_file.write_text("0")
         except OSError as error:
             raise GradlightError(
-                f"{shown(self.folder)}: the cache cannot be cleared ({error}). Check the folder's permissions."
+                f"{format_path(self.folder)}: the cache cannot be cleared ({error}). Check the folder's permissions."
             ) from error
         return before
 

@@ -13,15 +13,15 @@ from tqdm.auto import tqdm
 from ..errors import GradlightError, GradlightWarning
 from ..models.base import Explainable, Photo, as_list, check_model
 from ..models.objective import Objective, Target
-from .batch import BatchMaps, Job
+from .batch import BatchMaps, BatchRunner
 from .cache import CacheLike, opened
 from .layer_selection import choose_layers
 from .maps import MapLayer, Origin, SaliencyMaps
 from .meta import Meta
 from .methods import MethodLike, methods_of
-from .precision import Arithmetic
+from .precision import Precision
 
-__all__ = ["assembled", "explain", "origin_of"]
+__all__ = ["assemble", "describe_origin", "explain"]
 
 _BATCH = 8
 
@@ -65,7 +65,7 @@ def explain(
         raise GradlightError("There is no image to explain: the list is empty.")
     objective = model.word_objective(target) if words else model.objective(target)
     objective.rows(0, total, total)
-    arithmetic = Arithmetic(precision, compile)
+    arithmetic = Precision(precision, compile)
     count, source = _checked(batch_size), opened(cache, model, chosen, meta, arithmetic)
     parts: list[BatchMaps] = []
     photos: list[Photo] = []
@@ -74,17 +74,17 @@ def explain(
             some = given[start : start + count]
             batch = source.read(some)
             if not parts:
-                size, job = batch.size, Job(choose_layers(model, layers, batch.size), chosen, meta, arithmetic)
+                size, job = batch.size, BatchRunner(choose_layers(model, layers, batch.size), chosen, meta, arithmetic)
             _check_size(size, batch.size)
             rows = objective.rows(start, start + len(some), total)
             parts.append(source.maps(some, batch, rows, job))
             photos.extend(batch.photos)
             bar.update(len(some))
-    origin = origin_of(model, objective, meta, source.weights_sha256(), precision)
-    return assembled(job, parts, photos, size, origin)
+    origin = describe_origin(model, objective, meta, source.weights_sha256(), precision)
+    return assemble(job, parts, photos, size, origin)
 
 
-def origin_of(
+def describe_origin(
     model: Explainable,
     objective: Objective,
     meta: Meta | None,
@@ -97,8 +97,8 @@ def origin_of(
     return Origin({**model.describe(), **passes}, weights or model.weights_sha256(), objective.describe(), step)
 
 
-def assembled(
-    job: Job, parts: Sequence[BatchMaps], photos: Sequence[Photo], size: tuple[int, int], origin: Origin
+def assemble(
+    job: BatchRunner, parts: Sequence[BatchMaps], photos: Sequence[Photo], size: tuple[int, int], origin: Origin
 ) -> SaliencyMaps:
     """Put the maps of batches together, in their order; size: height and width of the pixels."""
     targets = [list(row) for part in parts for row in part.targets]

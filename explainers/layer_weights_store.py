@@ -19,9 +19,20 @@ from typing import Any
 from platformdirs import user_data_path
 
 from ..errors import GradlightError, nearest
-from ..files import PathLike, read_whole, replace_file, shown
+from ..files import PathLike, format_path, read_whole, replace_file
 
-__all__ = ["KINDS", "PUBLISHED", "LayerMeasure", "Measured", "Published", "find", "folder", "keep", "published", "read"]
+__all__ = [
+    "KINDS",
+    "PUBLISHED",
+    "LayerMeasure",
+    "MeasuredWeights",
+    "Published",
+    "find",
+    "folder",
+    "keep",
+    "published",
+    "read",
+]
 
 KINDS = ("spread", "accuracy")
 """What is measured of a layer (paper, section 4.2)."""
@@ -68,7 +79,7 @@ class LayerMeasure:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredWeights:
     """What was measured of a network: its name and checksum, on which data, on how many images, layer by layer.
 
     accuracy_is: what the accuracy counts ("top-1 accuracy", "mean average precision"). seed: of the probe's split.
@@ -109,7 +120,7 @@ def folder() -> Path:
     return Path(own).expanduser() if own else user_data_path("gradlight", appauthor=False) / "layer_weights"
 
 
-def keep(measured: Measured, path: PathLike | None = None) -> Path:
+def keep(measured: MeasuredWeights, path: PathLike | None = None) -> Path:
     """Write what was measured to a file, its own in `folder()` unless given; tells where.
 
     There, layers measured before on the same data stay beside the new ones. Raises GradlightError for a place that
@@ -126,11 +137,13 @@ def keep(measured: Measured, path: PathLike | None = None) -> Path:
         replace_file(target, json.dumps(measured.to_json(), indent=1).encode() + b"\n")
     except OSError as error:
         why = error.strerror or str(error)
-        raise GradlightError(f"{shown(target)}: cannot be written: {why}. Check folder and permissions.") from error
+        raise GradlightError(
+            f"{format_path(target)}: cannot be written: {why}. Check folder and permissions."
+        ) from error
     return target
 
 
-def find(weights_sha256: str) -> Measured | None:
+def find(weights_sha256: str) -> MeasuredWeights | None:
     """Find what was measured of the network with these weights in `folder()`; None if nothing was.
 
     Raises GradlightError for a damaged file, and for one of another network.
@@ -142,18 +155,18 @@ def find(weights_sha256: str) -> Measured | None:
         return None
     measured = read(path)
     if measured.weights_sha256 != weights_sha256:
-        raise GradlightError(f"{shown(path)}: measured on another network than its name says. Remove it.")
+        raise GradlightError(f"{format_path(path)}: measured on another network than its name says. Remove it.")
     return measured
 
 
-def read(path: PathLike) -> Measured:
+def read(path: PathLike) -> MeasuredWeights:
     """Read what `keep` wrote. Raises GradlightError for anything else."""
     content = read_whole(path, _MOST, "Layer weights are a small JSON file")
     try:
         return _measured(json.loads(content))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise GradlightError(
-            f"{shown(path)}: no layer weights ({error}). Remove the file and measure again: `gradlight evaluate"
+            f"{format_path(path)}: no layer weights ({error}). Remove the file and measure again: `gradlight evaluate"
             " layer_weights`."
         ) from error
 
@@ -180,17 +193,17 @@ def _own_file(weights_sha256: str) -> Path:
     return folder() / f"{weights_sha256}.json"
 
 
-def _setting(measured: Measured) -> tuple[Any, ...]:
+def _setting(measured: MeasuredWeights) -> tuple[Any, ...]:
     return measured.data, measured.count, measured.accuracy_is, measured.seed
 
 
-def _measured(found: Any) -> Measured:
+def _measured(found: Any) -> MeasuredWeights:
     if not isinstance(found, dict) or found.get("format") != "gradlight-layer-weights":
         raise ValueError("it does not say that it is")
     if found.get("format_version") != _VERSION:
         raise ValueError(f"its format is version {found.get('format_version')!r}; this gradlight reads {_VERSION}")
     accuracy_is = found["accuracy_is"]
-    return Measured(
+    return MeasuredWeights(
         _text(found["model"]),
         _text(found["weights_sha256"]),
         _text(found["data"]),

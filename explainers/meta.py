@@ -15,7 +15,7 @@ from ..errors import GradlightError, nearest
 from ..models.objective import Objective, Target
 from ..models.preserve import trainable
 
-__all__ = ["Meta", "moved"]
+__all__ = ["Meta", "meta_step"]
 
 _SIGNS = {"descent": -1.0, "ascent": 1.0}
 
@@ -51,7 +51,7 @@ class Meta:
 
 
 @contextmanager
-def moved(objective: Objective, pixels: Tensor, target: Target, meta: Meta) -> Iterator[None]:
+def meta_step(objective: Objective, pixels: Tensor, target: Target, meta: Meta) -> Iterator[None]:
     """Hold the network at θ' for one image [1,3,H,W] and one fixed target, then put every weight back bit for bit.
 
     The weights' own tensors are set aside, not written over, so nothing has to be undone by arithmetic.

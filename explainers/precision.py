@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from ..errors import GradlightError, nearest
 
-__all__ = ["Arithmetic"]
+__all__ = ["Precision"]
 
 _PRECISIONS = ("float32", "bf16")
 
 
 @dataclass(frozen=True)
-class Arithmetic:
+class Precision:
     """precision: None computes as the network is; "bf16" runs its passes under autocast to bfloat16.
 
     Statistics are in float32 at least, always. compile: let torch compile them, once for each shape of a layer.

@@ -47,7 +47,7 @@ class Use:
     output: Tensor
 
 
-class _Watch(TorchFunctionMode):
+class _ReplayMode(TorchFunctionMode):
     """Note the operations that use tensors which are a layer's own, or made of them."""
 
     def __init__(self, own: list[Tensor]) -> None:
@@ -112,7 +112,7 @@ def run(module: nn.Module, source: Tensor, own: Own) -> tuple[Tensor, list[Use]]
 
     Raises RefusedError, with the reason, where that is not to be had.
     """
-    watch = _Watch(list(own.tensors.values()))
+    watch = _ReplayMode(list(own.tensors.values()))
     try:
         with watch:
             # Not a call: the hooks have had their turn, and the source is what the last of them handed on.

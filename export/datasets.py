@@ -10,13 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.datasets.annotations import Annotated
+from ..data.datasets.annotations import AnnotatedDataset
 from ..data.datasets.captions import read_captions
 from ..data.datasets.coco import read_instances
 from ..data.datasets.voc import read_voc
 from ..errors import GradlightError
-from ..files import shown
-from .lists import Asked, Item, Source
+from ..files import format_path
+from .lists import ImageList, Item, SourceSpec
 
 __all__ = ["Matched", "by_class", "match", "of_captions", "of_coco", "of_voc"]
 
@@ -101,38 +101,40 @@ def _spellings(folded: str) -> list[str]:
     return [folded, *(other for same in _SAME if folded in same for other in sorted(same - {folded}))]
 
 
-def of_voc(asked: Asked) -> Source:
+def of_voc(asked: SourceSpec) -> ImageList:
     """Read a split of VOC; the targets of a photo are its classes, by the alphabet, whether difficult or not."""
     return _of_objects(asked, "voc", read_voc(asked.source, asked.split))
 
 
-def of_coco(asked: Asked) -> Source:
+def of_coco(asked: SourceSpec) -> ImageList:
     """Read COCO instances; the targets of a photo are its classes, in the order of the categories, crowds too."""
     return _of_objects(asked, "coco", read_instances(_file(asked), asked.source))
 
 
-def _of_objects(asked: Asked, kind: str, read: Annotated) -> Source:
+def _of_objects(asked: SourceSpec, kind: str, read: AnnotatedDataset) -> ImageList:
     notes = _told(read.left_out)
     if not asked.wanted:
-        return Source(kind, [Item(str(photo.path), None) for photo in read.photos], list(read.failures), notes)
+        return ImageList(kind, [Item(str(photo.path), None) for photo in read.photos], list(read.failures), notes)
     rows = [(str(photo.path), photo.classes(read.categories)) for photo in read.photos]
     present = {name for _, names in rows for name in names}
     order = [name for name in read.categories if name in present]
     found = by_class(asked, kind, rows, order, "no object is marked on it")
-    return Source(kind, found.items, [*read.failures, *found.failures], [*notes, *found.notes])
+    return ImageList(kind, found.items, [*read.failures, *found.failures], [*notes, *found.notes])
 
 
-def by_class(asked: Asked, kind: str, rows: Iterable[tuple[str, list[str]]], order: list[str], none: str) -> Source:
+def by_class(
+    asked: SourceSpec, kind: str, rows: Iterable[tuple[str, list[str]]], order: list[str], none: str
+) -> ImageList:
     """Ask each photo for those of its classes that the model has; none: the reason of a photo without a class."""
     if asked.labels is None:
         raise GradlightError(
-            f"{shown(asked.source)}: the targets here are classes ({', '.join(order[:3])} …), and a captioner has none."
+            f"{format_path(asked.source)}: the targets here are classes ({', '.join(order[:3])} …), and a captioner has none."
             " Give the folder of its photos with --kind folder, captions with --annotations, or a classifier."
         )
     matched = match(order, asked.labels)
     if not matched.indices:
         raise GradlightError(
-            f"{shown(asked.source)}: none of its classes is among the model's {len(asked.labels)}. {matched.note} To"
+            f"{format_path(asked.source)}: none of its classes is among the model's {len(asked.labels)}. {matched.note} To"
             " explain its images all the same: --target top."
         )
     items, failures = [], []
@@ -142,31 +144,35 @@ def by_class(asked: Asked, kind: str, rows: Iterable[tuple[str, list[str]]], ord
             items.append(Item(path, tuple(targets)))
         else:
             why = f"the model has none of its classes ({', '.join(names)})" if names else none
-            failures.append((path, f"{shown(path)}: {why}"))
-    return Source(kind, items, failures, [matched.note] if matched.note else [])
+            failures.append((path, f"{format_path(path)}: {why}"))
+    return ImageList(kind, items, failures, [matched.note] if matched.note else [])
 
 
-def of_captions(asked: Asked) -> Source:
+def of_captions(asked: SourceSpec) -> ImageList:
     """Read photos with captions, of a split or of all; the targets of a photo are its captions."""
     if asked.labels is not None and asked.wanted:
         raise GradlightError(
-            f"{shown(asked.source)}: captions are the targets of a captioner, and this model is a classifier. Give"
+            f"{format_path(asked.source)}: captions are the targets of a captioner, and this model is a classifier. Give"
             " COCO's instances_*.json, or a --target of your own."
         )
     read = read_captions(_file(asked), asked.source)
     photos = [photo for photo in read.photos if asked.split in (None, photo.split)]
     if not photos:
         known = ", ".join(sorted({photo.split or "none" for photo in read.photos}))
-        raise GradlightError(f"{shown(_file(asked))}: no photo is of the split {asked.split!r}; there are: {known}.")
+        raise GradlightError(
+            f"{format_path(_file(asked))}: no photo is of the split {asked.split!r}; there are: {known}."
+        )
     items = [Item(str(photo.path), photo.captions if asked.wanted else None) for photo in photos]
-    why = f"not found, or found more than once, in {shown(asked.source)}"
-    failures = [(os.path.join(asked.source, name), f"{shown(name)}: {why}") for name in read.missing]
-    return Source("captions", items, failures, _told(read.left_out))
+    why = f"not found, or found more than once, in {format_path(asked.source)}"
+    failures = [(os.path.join(asked.source, name), f"{format_path(name)}: {why}") for name in read.missing]
+    return ImageList("captions", items, failures, _told(read.left_out))
 
 
-def _file(asked: Asked) -> Path:
+def _file(asked: SourceSpec) -> Path:
     if asked.annotations is None:
-        raise GradlightError(f"{shown(asked.source)}: photos of COCO need a file of annotations: --annotations FILE.")
+        raise GradlightError(
+            f"{format_path(asked.source)}: photos of COCO need a file of annotations: --annotations FILE."
+        )
     return asked.annotations
 
 

@@ -13,17 +13,17 @@ from PIL import Image
 from ..data.hdf5.writer import StoredMaps
 from ..errors import GradlightError
 from ..explainers.archive import to_stored
-from ..explainers.batch import Job
-from ..explainers.explain import assembled, origin_of
+from ..explainers.batch import BatchRunner
+from ..explainers.explain import assemble, describe_origin
 from ..explainers.layer_selection import choose_layers
 from ..explainers.maps import MapLayer, Origin, SaliencyMaps
 from ..explainers.methods import methods_of
-from ..explainers.precision import Arithmetic
+from ..explainers.precision import Precision
 from ..models.base import Explainable, Photo
 from ..models.objective import Objective
 from ..models.preprocessing import Preprocess
 from .loading import Loaded
-from .plan import Settings
+from .plan import ExportSettings
 
 __all__ = ["BatchExplainer", "joined"]
 
@@ -31,9 +31,9 @@ __all__ = ["BatchExplainer", "joined"]
 class BatchExplainer:
     """Explain batch after batch with one model; what has to be found out once is kept."""
 
-    def __init__(self, model: Explainable, settings: Settings) -> None:
+    def __init__(self, model: Explainable, settings: ExportSettings) -> None:
         self.model, self.settings = model, settings
-        self._jobs: dict[tuple[int, int], Job] = {}
+        self._jobs: dict[tuple[int, int], BatchRunner] = {}
         self._origin: Origin | None = None
         self._varies = _sizes_vary(model.preprocess)
         if self._varies and settings.size is None:
@@ -79,24 +79,24 @@ class BatchExplainer:
         objective = self._objective([each.item.targets or common for each in group])
         job = self._job(size)
         part = job.run(objective, self.model.cast(pixels))
-        return assembled(job, [part], photos, size, self._made_by())
+        return assemble(job, [part], photos, size, self._made_by())
 
     def _objective(self, targets: Sequence[Sequence[str | int] | None]) -> Objective:
         rows = None if all(row is None for row in targets) else [None if row is None else list(row) for row in targets]
         return self.model.word_objective(rows) if self.settings.words else self.model.objective(rows)
 
-    def _job(self, size: tuple[int, int]) -> Job:
+    def _job(self, size: tuple[int, int]) -> BatchRunner:
         if size not in self._jobs:
             layers = choose_layers(self.model, list(self.settings.layers), size)
-            arithmetic = Arithmetic(self.settings.precision)
-            self._jobs[size] = Job(layers, methods_of(self.settings.methods), self.settings.meta, arithmetic)
+            arithmetic = Precision(self.settings.precision)
+            self._jobs[size] = BatchRunner(layers, methods_of(self.settings.methods), self.settings.meta, arithmetic)
         return self._jobs[size]
 
     def _made_by(self) -> Origin:
         """Describe the origin once, by what is asked of images without targets of their own."""
         if self._origin is None:
             objective = self._objective([self.settings.target])
-            self._origin = origin_of(self.model, objective, self.settings.meta, precision=self.settings.precision)
+            self._origin = describe_origin(self.model, objective, self.settings.meta, precision=self.settings.precision)
         return self._origin
 
     def _stored(self, maps: SaliencyMaps) -> StoredMaps:

@@ -19,9 +19,9 @@ from pathlib import Path
 from ..data.images import IMAGE_SUFFIXES
 from ..data.scenes.generator import seed_of
 from ..errors import GradlightError
-from ..files import read_whole, shown
+from ..files import format_path, read_whole
 
-__all__ = ["SUFFIXES", "Asked", "Item", "Listed", "Source", "Walked", "read_list", "walk"]
+__all__ = ["SUFFIXES", "ImageList", "Item", "Listed", "SourceSpec", "Walked", "read_list", "walk"]
 
 SUFFIXES = (".txt", ".csv")
 
@@ -40,7 +40,7 @@ def read_list(path: str | os.PathLike[str]) -> list[Listed]:
     "scenes:5" is a scene. A file NAME.csv has a header with the columns path and, optionally, target, which is
     separated in the same way. Raises GradlightError for what cannot be read, is no text, or lists nothing.
     """
-    source = shown(path)
+    source = format_path(path)
     content = read_whole(path, _MOST_BYTES, "Split the list")
     if b"\0" in content:
         utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")
@@ -96,7 +96,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageList:
     """The images of a source, in an order that stays; those that are out already, with reasons; what was noticed."""
 
     kind: str
@@ -106,7 +106,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Asked:
+class SourceSpec:
     """What a person gave; labels is None for a captioner, wanted is False where the source's targets do not matter."""
 
     source: str
@@ -154,8 +154,10 @@ def walk(folder: str) -> Walked:
     def refuse(error: OSError) -> None:
         where, why = os.fspath(error.filename), error.strerror or str(error)
         if where == folder:
-            raise GradlightError(f"{shown(where)}: cannot be listed: {why}. Check the folder.") from error
-        found.failures.append((where, f"{shown(where)}: this folder cannot be listed: {why}. Check its permissions."))
+            raise GradlightError(f"{format_path(where)}: cannot be listed: {why}. Check the folder.") from error
+        found.failures.append(
+            (where, f"{format_path(where)}: this folder cannot be listed: {why}. Check its permissions.")
+        )
 
     for parent, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -173,9 +175,9 @@ def walk(folder: str) -> Walked:
     if others:
         kinds = ", ".join(f"{suffix} {count}" for suffix, count in others.most_common(_LISTED))
         more = " …" if len(others) > _LISTED else ""
-        found.notes.append(f"{others.total()} other files of {shown(folder)} are passed over: {kinds}{more}.")
+        found.notes.append(f"{others.total()} other files of {format_path(folder)} are passed over: {kinds}{more}.")
     if links:
-        found.notes.append(f"Links to folders are not followed: {len(links)}, such as {shown(links[0])}.")
+        found.notes.append(f"Links to folders are not followed: {len(links)}, such as {format_path(links[0])}.")
     return found
 
 

@@ -18,7 +18,7 @@ from ..models.images import read_images
 from ..models.preprocessing import Preprocess
 from .lists import Item
 
-__all__ = ["Loaded", "Reading"]
+__all__ = ["Loaded", "PhotoLoading"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Loaded:
     reason: str = ""
 
 
-class _Reader(Dataset[list[Loaded]]):
+class _PhotoDataset(Dataset[list[Loaded]]):
     """Reads the batch that is handed to it in place of a number."""
 
     def __init__(self, preprocess: Preprocess) -> None:
@@ -59,7 +59,7 @@ class _Waiting(Sampler[Any]):
             yield self.batches.popleft() if self.batches else ()
 
 
-class Reading:
+class PhotoLoading:
     """Reads batches ahead, shard after shard, with the same processes; readers: how many, 0 for none.
 
     They are started early and stay: after a fork every page of memory that is written to is copied first, and a
@@ -70,7 +70,7 @@ class Reading:
         self._waiting = _Waiting()
         self._loaded: Iterator[list[Loaded]] | None = iter(
             DataLoader(
-                _Reader(preprocess),
+                _PhotoDataset(preprocess),
                 sampler=self._waiting,
                 batch_size=None,
                 num_workers=readers,

@@ -17,8 +17,8 @@ import torch
 from ..errors import GradlightError
 from ..models.base import Explainable
 from .plan import Shard
-from .progress import Batch, Reporter, stop_signals
-from .worker import Task, Worker
+from .progress import BatchReport, Reporter, stop_signals
+from .worker import ShardTask, ShardWorker
 
 __all__ = ["Engine", "Here", "Processes"]
 
@@ -29,7 +29,7 @@ class Engine(Protocol):
     """Somebody who makes shards; where and with how many hands is its own affair."""
 
     def run(
-        self, task: Task, model: Explainable, shards: Sequence[Shard], stop: Callable[[], bool], reporter: Reporter
+        self, task: ShardTask, model: Explainable, shards: Sequence[Shard], stop: Callable[[], bool], reporter: Reporter
     ) -> bool:
         """Make the shards; False if it was stopped before the last. model: that of this process."""
 
@@ -38,10 +38,10 @@ class Here:
     """One process, this one."""
 
     def run(
-        self, task: Task, model: Explainable, shards: Sequence[Shard], stop: Callable[[], bool], reporter: Reporter
+        self, task: ShardTask, model: Explainable, shards: Sequence[Shard], stop: Callable[[], bool], reporter: Reporter
     ) -> bool:
         """Make the shards one after the other."""
-        with closing(Worker(task, model)) as worker:
+        with closing(ShardWorker(task, model)) as worker:
             return all(worker.do(shard, stop, reporter.batch) for shard in shards)
 
 
@@ -64,7 +64,7 @@ class Processes:
         self._stopped, self._deaths = False, 0
 
     def run(
-        self, task: Task, model: Explainable, shards: Sequence[Shard], stop: Callable[[], bool], reporter: Reporter
+        self, task: ShardTask, model: Explainable, shards: Sequence[Shard], stop: Callable[[], bool], reporter: Reporter
     ) -> bool:
         """Hand out the shards, in their order, until all are made or the work is stopped."""
         self._waiting, self._stopped, self._deaths = list(reversed(shards)), False, 0
@@ -84,7 +84,7 @@ class Processes:
         self._waiting.clear()
         self._tell_to_stop()
 
-    def _hire(self, task: Task) -> _Hand:
+    def _hire(self, task: ShardTask) -> _Hand:
         here, there = multiprocessing.Pipe()
         threads = max(1, torch.get_num_threads() // self.count)
         process = multiprocessing.get_context("spawn").Process(target=_work, args=(task, there, threads, os.getpid()))
@@ -96,7 +96,7 @@ class Processes:
         ready = wait([hand.line for hand in self._hands], timeout=0.2)
         return [hand for hand in self._hands if hand.line in ready]
 
-    def _listen(self, hand: _Hand, task: Task, reporter: Reporter) -> None:
+    def _listen(self, hand: _Hand, task: ShardTask, reporter: Reporter) -> None:
         """Take one message of a process, or notice that it has ended."""
         try:
             kind, content = hand.line.recv()
@@ -115,7 +115,7 @@ class Processes:
             hand.shard = self._waiting.pop() if self._waiting else None
             hand.line.send(hand.shard)
 
-    def _replace(self, shard: Shard, task: Task, reporter: Reporter) -> None:
+    def _replace(self, shard: Shard, task: ShardTask, reporter: Reporter) -> None:
         self._deaths += 1
         if self._deaths > _MOST_DEATHS:
             raise GradlightError(
@@ -141,7 +141,7 @@ class Processes:
         self._hands = []
 
 
-def _work(task: Task, line: Connection[Any, Any], threads: int, parent: int) -> None:
+def _work(task: ShardTask, line: Connection[Any, Any], threads: int, parent: int) -> None:
     """Make the shards that come along the line until none comes, the work is stopped, or the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
@@ -150,11 +150,11 @@ def _work(task: Task, line: Connection[Any, Any], threads: int, parent: int) -> 
         def stop() -> bool:
             return told() or os.getppid() != parent
 
-        def report(batch: Batch) -> None:
+        def report(batch: BatchReport) -> None:
             line.send(("batch", batch))
 
         try:
-            with closing(Worker(task)) as worker:
+            with closing(ShardWorker(task)) as worker:
                 line.send(("ready", None))
                 while (shard := line.recv()) is not None:
                     whole = worker.do(shard, stop, report)

@@ -15,18 +15,18 @@ from ..explainers.combination import check_how, check_weights
 from ..explainers.layer_selection import choose_layers
 from ..explainers.meta import Meta
 from ..explainers.methods import methods_of
-from ..explainers.precision import Arithmetic
+from ..explainers.precision import Precision
 from ..models.base import Explainable
 from .lists import Item
 
-__all__ = ["IMAGES_A_SHARD", "Plan", "Settings", "Shard", "shard_size"]
+__all__ = ["IMAGES_A_SHARD", "ExportSettings", "Plan", "Shard", "shard_size"]
 
 IMAGES_A_SHARD = 200
 _SHARD_BYTES = 128 * 2**20  # a shard is put together in memory before it is written
 
 
 @dataclass(frozen=True)
-class Settings:
+class ExportSettings:
     """How every image is explained, and how its maps are kept.
 
     target: for images that have none of their own; None is what the network itself says. words: one map for each word
@@ -49,7 +49,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         methods_of(self.methods)
-        Arithmetic(self.precision)
+        Precision(self.precision)
         options(self.compression)
         known = [str(dtype) for dtype in MAP_DTYPES]
         if self.dtype not in known:
@@ -88,7 +88,7 @@ class Plan:
     """
 
     items: tuple[Item, ...]
-    settings: Settings
+    settings: ExportSettings
     images_a_shard: int = IMAGES_A_SHARD
     failures: tuple[tuple[str, str], ...] = field(default=())
 
@@ -119,7 +119,7 @@ class Plan:
         return dict(json.loads(json.dumps(found)))
 
 
-def shard_size(model: Explainable, settings: Settings, asked: int | None) -> int:
+def shard_size(model: Explainable, settings: ExportSettings, asked: int | None) -> int:
     """Choose how many images a shard has: the asked number or 200, in whole batches, fewer where maps are large."""
     step = settings.batch_size
     if asked is not None:
@@ -133,7 +133,7 @@ def shard_size(model: Explainable, settings: Settings, asked: int | None) -> int
     return max(1, min(IMAGES_A_SHARD, _SHARD_BYTES // an_image) // step) * step
 
 
-def _targets(settings: Settings) -> int:
+def _targets(settings: ExportSettings) -> int:
     """Guess how many maps of a kind an image has."""
     return 10 if settings.words else len(settings.target or (None,))
 

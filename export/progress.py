@@ -17,13 +17,13 @@ from typing import Any, Protocol, TextIO
 
 from tqdm import tqdm
 
-__all__ = ["Bar", "Batch", "JsonLines", "Reporter", "stop_signals"]
+__all__ = ["Bar", "BatchReport", "JsonLines", "Reporter", "stop_signals"]
 
 _FAILURES_TOLD = 10
 
 
 @dataclass(frozen=True)
-class Batch:
+class BatchReport:
     """A batch is done: how many images it asked for, and those of them that failed, with the reason."""
 
     images: int
@@ -36,7 +36,7 @@ class Reporter(Protocol):
     def begin(self, total: int, done: int) -> None:
         """Hear how many images there are, and how many of them were done before."""
 
-    def batch(self, batch: Batch) -> None:
+    def batch(self, batch: BatchReport) -> None:
         """Hear of a batch that is done."""
 
     def note(self, message: str) -> None:
@@ -58,7 +58,7 @@ class Bar:
         """Draw the bar."""
         self._bar = tqdm(total=total, initial=done, unit="image", disable=not self._shown, smoothing=0.1)
 
-    def batch(self, batch: Batch) -> None:
+    def batch(self, batch: BatchReport) -> None:
         """Move the bar, and tell of the first failures."""
         self._bar.update(batch.images)
         for _, reason in batch.failures:
@@ -90,7 +90,7 @@ class JsonLines:
         self._begun, self._total, self._done, self._before = time.monotonic(), total, done, done
         self._write("begin", total=total, done=done)
 
-    def batch(self, batch: Batch) -> None:
+    def batch(self, batch: BatchReport) -> None:
         """Tell how far the work is, how fast it is, and how long it will take."""
         self._done += batch.images
         for path, reason in batch.failures:

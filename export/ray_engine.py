@@ -20,8 +20,8 @@ from ..errors import GradlightError
 from ..models.base import Explainable
 from .lists import Item
 from .plan import Shard
-from .progress import Batch, Reporter
-from .worker import Task, Worker
+from .progress import BatchReport, Reporter
+from .worker import ShardTask, ShardWorker
 
 __all__ = ["Ray"]
 
@@ -41,7 +41,7 @@ class Ray:
     gpus: float = 0.0
 
     def run(
-        self, task: Task, model: Explainable, shards: Sequence[Shard], stop: Callable[[], bool], reporter: Reporter
+        self, task: ShardTask, model: Explainable, shards: Sequence[Shard], stop: Callable[[], bool], reporter: Reporter
     ) -> bool:
         """Hand out the shards and hear of each that is made, until all are or the work is stopped."""
         ray = _ray()
@@ -62,7 +62,7 @@ class Ray:
             try:
                 for row in made.iter_rows():
                     failures = [(path, why) for path, why in json.loads(row["failures"])]
-                    reporter.batch(Batch(int(row["images"]), failures))
+                    reporter.batch(BatchReport(int(row["images"]), failures))
                     whole = whole and bool(row["whole"])
                     if stop():
                         marker.touch()
@@ -75,14 +75,14 @@ class Ray:
 class _Maker:
     """An actor: a worker that makes the shard of each row."""
 
-    def __init__(self, task: Task, marker: str, folder: str) -> None:
+    def __init__(self, task: ShardTask, marker: str, folder: str) -> None:
         os.chdir(folder)  # so that relative paths mean the same as where they were typed
-        self._worker = Worker(task)
+        self._worker = ShardWorker(task)
         self._marker = Path(marker)
 
     def __call__(self, rows: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
         shard = _from_text(str(rows["shard"][0]))
-        told: list[Batch] = []
+        told: list[BatchReport] = []
         whole = self._worker.do(shard, self._marker.exists, told.append)
         failures = json.dumps([failure for batch in told for failure in batch.failures])
         images = sum(batch.images for batch in told)

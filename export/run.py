@@ -15,13 +15,13 @@ from ..errors import GradlightError
 from ..models.base import Explainable
 from .explaining import BatchExplainer
 from .folder import ShardFolder, held
-from .lists import Source
+from .lists import ImageList
 from .local import Engine, Here
-from .plan import Plan, Settings, shard_size
-from .progress import Bar, Batch, Reporter, stop_signals
-from .worker import Task
+from .plan import ExportSettings, Plan, shard_size
+from .progress import Bar, BatchReport, Reporter, stop_signals
+from .worker import ShardTask
 
-__all__ = ["Manner", "Outcome", "UnfinishedError", "export"]
+__all__ = ["ExportOptions", "Outcome", "UnfinishedError", "export"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -42,7 +42,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Manner:
+class ExportOptions:
     """How an export is done, which makes no difference to its maps.
 
     resume: go on with an unfinished one. overwrite: begin anew, whatever is there. single: one file, without shards
@@ -58,10 +58,10 @@ class Manner:
 
 def export(
     make: Callable[[], Explainable],
-    find: Callable[[Explainable], Source],
+    find: Callable[[Explainable], ImageList],
     output: str | Path,
-    settings: Settings,
-    manner: Manner,
+    settings: ExportSettings,
+    manner: ExportOptions,
     *,
     engine: Engine | None = None,
     reporter: Reporter | None = None,
@@ -86,7 +86,7 @@ def export(
     try:
         with held(folder.path):
             plan = _begun(model, source, folder, settings, manner)
-            task = Task(make, settings, target, manner.readers)
+            task = ShardTask(make, settings, target, manner.readers)
             _work(task, plan, model, engine or Here(), reporter)
             outcome = _finish(plan, folder, manner)
     finally:
@@ -94,7 +94,7 @@ def export(
     return outcome
 
 
-def _target(output: str | Path, manner: Manner) -> Path:
+def _target(output: str | Path, manner: ExportOptions) -> Path:
     path = Path(output)
     if path.suffix.lower() not in (".h5", ".hdf5"):
         raise GradlightError(f"{path}: maps are written as HDF5; name a file that ends in .h5.")
@@ -103,7 +103,7 @@ def _target(output: str | Path, manner: Manner) -> Path:
     return destination(path, overwrite=manner.overwrite)
 
 
-def _finished_before(target: Path, folder: ShardFolder, manner: Manner) -> Outcome | None:
+def _finished_before(target: Path, folder: ShardFolder, manner: ExportOptions) -> Outcome | None:
     """Look at an output that is there: finished, with --resume; otherwise it is only replaced when that was asked."""
     if not target.exists() or manner.overwrite:
         return None
@@ -119,7 +119,9 @@ def _make_folder(folder: ShardFolder) -> None:
         raise GradlightError(f"{folder.path}: the folder of the shards cannot be made ({error.strerror}).") from error
 
 
-def _begun(model: Explainable, source: Source, folder: ShardFolder, settings: Settings, manner: Manner) -> Plan:
+def _begun(
+    model: Explainable, source: ImageList, folder: ShardFolder, settings: ExportSettings, manner: ExportOptions
+) -> Plan:
     """Begin an export, or find that it is the one that was begun before."""
     if not source.items:
         first = f" The first: {source.failures[0][1]}" if source.failures else ""
@@ -136,7 +138,7 @@ def _begun(model: Explainable, source: Source, folder: ShardFolder, settings: Se
     return plan
 
 
-def _check_same(before: dict[str, Any], record: dict[str, Any], folder: ShardFolder, manner: Manner) -> None:
+def _check_same(before: dict[str, Any], record: dict[str, Any], folder: ShardFolder, manner: ExportOptions) -> None:
     if not manner.resume:
         raise GradlightError(
             f"{folder.path}: an unfinished export is there. --resume goes on with it, --overwrite begins anew."
@@ -150,12 +152,12 @@ def _check_same(before: dict[str, Any], record: dict[str, Any], folder: ShardFol
         )
 
 
-def _work(task: Task, plan: Plan, model: Explainable, engine: Engine, reporter: Reporter) -> None:
+def _work(task: ShardTask, plan: Plan, model: Explainable, engine: Engine, reporter: Reporter) -> None:
     folder = ShardFolder(task.output)
     done = folder.finished(plan.shards)
     reporter.begin(len(plan.items), sum(plan.shard(number).images for number in done))
     if 0 not in done and plan.failures:
-        reporter.batch(Batch(0, plan.failures))
+        reporter.batch(BatchReport(0, plan.failures))
     todo = [plan.shard(number) for number in range(plan.shards) if number not in done]
     reason = "Stopped"
     try:
@@ -175,7 +177,7 @@ def _work(task: Task, plan: Plan, model: Explainable, engine: Engine, reporter: 
         )
 
 
-def _finish(plan: Plan, folder: ShardFolder, manner: Manner) -> Outcome:
+def _finish(plan: Plan, folder: ShardFolder, manner: ExportOptions) -> Outcome:
     """Make the output of the finished shards: an index over them, or one file that holds everything."""
     shards = [folder.shard(number) for number in range(plan.shards)]
     counts = []

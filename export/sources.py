@@ -10,12 +10,12 @@ from pathlib import Path
 from ..data.datasets.voc import find_voc
 from ..data.scenes import generator as scenes
 from ..errors import GradlightError, nearest
-from ..files import shown
+from ..files import format_path
 from ..models.class_objective import resolve
 from .datasets import by_class, match, of_captions, of_coco, of_voc
-from .lists import SUFFIXES, Asked, Item, Source, Walked, read_list, walk
+from .lists import SUFFIXES, ImageList, Item, SourceSpec, Walked, read_list, walk
 
-__all__ = ["KINDS", "Item", "Source", "find_items"]
+__all__ = ["KINDS", "ImageList", "Item", "find_items"]
 
 _SCENES = "scenes:"
 _HOW = (
@@ -32,7 +32,7 @@ def find_items(
     labels: Sequence[str] | None,
     kind: str | None = None,
     targets: bool = True,
-) -> Source:
+) -> ImageList:
     """Find the images of a source and their targets.
 
     source: a folder (see `photo_folders.walk`), which is an ImageFolder where every image lies in a sub-folder that is
@@ -50,14 +50,16 @@ def find_items(
     chosen = kind is not None
     kind = kind or _kind(source, annotations, labels)
     if annotations is not None and kind not in _ANNOTATED:
-        raise GradlightError(f"{shown(source)}: sources of the kind {kind!r} take no --annotations. {_HOW}.")
+        raise GradlightError(f"{format_path(source)}: sources of the kind {kind!r} take no --annotations. {_HOW}.")
     if split is not None and kind not in _SPLIT:
-        raise GradlightError(f"{shown(source)}: sources of the kind {kind!r} have no splits; {split!r} was asked for.")
+        raise GradlightError(
+            f"{format_path(source)}: sources of the kind {kind!r} have no splits; {split!r} was asked for."
+        )
     reader = KINDS[kind] if chosen or kind != "folder" else _any_folder
-    found = reader(Asked(source, annotations, split, labels, targets))
+    found = reader(SourceSpec(source, annotations, split, labels, targets))
     if not found.items:
         first = f" The first of {len(found.failures)}: {found.failures[0][1]}" if found.failures else ""
-        raise GradlightError(f"{shown(source)}: there is no image to explain.{first or f' {_HOW}.'}")
+        raise GradlightError(f"{format_path(source)}: there is no image to explain.{first or f' {_HOW}.'}")
     return found
 
 
@@ -71,15 +73,15 @@ def _kind(source: str, annotations: Path | None, labels: Sequence[str] | None) -
     if source.lower().endswith(SUFFIXES):
         return "list"
     if not os.path.lexists(source):
-        raise GradlightError(f"{shown(source)}: there is no such file or folder. {_HOW}.")
+        raise GradlightError(f"{format_path(source)}: there is no such file or folder. {_HOW}.")
     return "image"
 
 
-def _folder(asked: Asked) -> Source:
+def _folder(asked: SourceSpec) -> ImageList:
     return _plain(_walked(asked))
 
 
-def _any_folder(asked: Asked) -> Source:
+def _any_folder(asked: SourceSpec) -> ImageList:
     """Read a folder; as an ImageFolder only where that leaves nothing out."""
     walked = _walked(asked)
     names = _class_folders(asked.source, walked)
@@ -93,22 +95,24 @@ def _any_folder(asked: Asked) -> Source:
     return _plain(walked)
 
 
-def _image_folder(asked: Asked) -> Source:
+def _image_folder(asked: SourceSpec) -> ImageList:
     walked = _walked(asked)
     if not asked.wanted:
         return _plain(walked, "imagefolder")
     return _by_folder(asked, walked, _class_folders(asked.source, walked))
 
 
-def _walked(asked: Asked) -> Walked:
+def _walked(asked: SourceSpec) -> Walked:
     walked = walk(asked.source)
     if not walked.paths and not walked.failures:
-        raise GradlightError(" ".join([f"{shown(asked.source)}: no image was found in this folder.", *walked.notes]))
+        raise GradlightError(
+            " ".join([f"{format_path(asked.source)}: no image was found in this folder.", *walked.notes])
+        )
     return walked
 
 
-def _plain(walked: Walked, kind: str = "folder") -> Source:
-    return Source(kind, [Item(path, None) for path in walked.paths], walked.failures, walked.notes)
+def _plain(walked: Walked, kind: str = "folder") -> ImageList:
+    return ImageList(kind, [Item(path, None) for path in walked.paths], walked.failures, walked.notes)
 
 
 def _class_folders(source: str, walked: Walked) -> list[str]:
@@ -117,13 +121,13 @@ def _class_folders(source: str, walked: Walked) -> list[str]:
     return [path[start:].partition(os.sep)[0] if os.sep in path[start:] else "" for path in walked.paths]
 
 
-def _by_folder(asked: Asked, walked: Walked, names: list[str]) -> Source:
+def _by_folder(asked: SourceSpec, walked: Walked, names: list[str]) -> ImageList:
     rows = [(path, [name] if name else []) for path, name in zip(walked.paths, names, strict=True)]
     found = by_class(asked, "imagefolder", rows, sorted(set(names) - {""}), "it lies in no sub-folder of a class")
-    return Source(found.kind, found.items, [*walked.failures, *found.failures], [*walked.notes, *found.notes])
+    return ImageList(found.kind, found.items, [*walked.failures, *found.failures], [*walked.notes, *found.notes])
 
 
-def _list(asked: Asked) -> Source:
+def _list(asked: SourceSpec) -> ImageList:
     """Read a list; a target that the classifier does not have is told for each image that asks it."""
     items, failures = [], []
     wrong: dict[tuple[str, ...], str] = {}
@@ -132,10 +136,10 @@ def _list(asked: Asked) -> Source:
         if targets is not None and asked.labels is not None and targets not in wrong:
             wrong[targets] = _reason(targets, asked.labels)
         if targets is not None and wrong.get(targets):
-            failures.append((path, f"{shown(path)}: {wrong[targets]}"))
+            failures.append((path, f"{format_path(path)}: {wrong[targets]}"))
         else:
             items.append(Item(path, targets))
-    return Source("list", items, failures)
+    return ImageList("list", items, failures)
 
 
 def _reason(targets: tuple[str, ...], labels: Sequence[str]) -> str:
@@ -146,7 +150,7 @@ def _reason(targets: tuple[str, ...], labels: Sequence[str]) -> str:
     return ""
 
 
-def _scenes(asked: Asked) -> Source:
+def _scenes(asked: SourceSpec) -> ImageList:
     """Name the scenes of "scenes:A-B", "scenes:held-out:N" or "scenes:SEED"."""
     written = asked.source.removeprefix(_SCENES)
     if numbers := re.fullmatch("([0-9]{1,20})-([0-9]{1,20})", written):
@@ -159,20 +163,20 @@ def _scenes(asked: Asked) -> Source:
         first, end = int(written), int(written) + 1
     else:
         raise GradlightError(
-            f"{shown(asked.source)}: not a range of scenes. Give {_SCENES}A-B (A to B - 1) or {_SCENES}held-out:N."
+            f"{format_path(asked.source)}: not a range of scenes. Give {_SCENES}A-B (A to B - 1) or {_SCENES}held-out:N."
         )
     if first >= end:
         raise GradlightError(f"{asked.source}: this range is empty: {_SCENES}A-B is A to B - 1. Give a B above A.")
     if end > scenes.SEEDS.stop:
         raise GradlightError(f"{asked.source}: scenes have seeds from 0 to {scenes.SEEDS[-1]}. Give a range in these.")
-    return Source("scenes", [Item(scenes.name(seed), None) for seed in range(first, end)])
+    return ImageList("scenes", [Item(scenes.name(seed), None) for seed in range(first, end)])
 
 
-def _image(asked: Asked) -> Source:
-    return Source("image", [Item(asked.source, None)])
+def _image(asked: SourceSpec) -> ImageList:
+    return ImageList("image", [Item(asked.source, None)])
 
 
-KINDS: dict[str, Callable[[Asked], Source]] = {
+KINDS: dict[str, Callable[[SourceSpec], ImageList]] = {
     "folder": _folder,
     "imagefolder": _image_folder,
     "list": _list,

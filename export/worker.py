@@ -12,37 +12,37 @@ from ..models.base import Explainable
 from ..models.preserve import preserved
 from .explaining import BatchExplainer, joined
 from .folder import ShardFolder
-from .loading import Loaded, Reading
-from .plan import Settings, Shard
-from .progress import Batch
+from .loading import Loaded, PhotoLoading
+from .plan import ExportSettings, Shard
+from .progress import BatchReport
 
-__all__ = ["Task", "Worker"]
+__all__ = ["ShardTask", "ShardWorker"]
 
 
 @dataclass(frozen=True)
-class Task:
+class ShardTask:
     """Everything that a process needs to make shards, here or on another machine.
 
     make: gives the model; it must travel to other processes. readers: processes that read photos ahead of the network.
     """
 
     make: Callable[[], Explainable]
-    settings: Settings
+    settings: ExportSettings
     output: Path
     readers: int
 
 
-class Worker:
+class ShardWorker:
     """A model at work on the shards of a task."""
 
-    def __init__(self, task: Task, model: Explainable | None = None) -> None:
+    def __init__(self, task: ShardTask, model: Explainable | None = None) -> None:
         self.task = task
         self.model = task.make() if model is None else model
         self.folder = ShardFolder(task.output)
         self._explain = BatchExplainer(self.model, task.settings)
-        self._reading = Reading(self.model.preprocess, task.readers)
+        self._reading = PhotoLoading(self.model.preprocess, task.readers)
 
-    def do(self, shard: Shard, stop: Callable[[], bool], report: Callable[[Batch], None]) -> bool:
+    def do(self, shard: Shard, stop: Callable[[], bool], report: Callable[[BatchReport], None]) -> bool:
         """Make a shard, from where it was left; give False if it was stopped, with its whole batches kept.
 
         Also kept are the whole batches before an error, which is raised again.
@@ -51,7 +51,7 @@ class Worker:
         done, before = self.folder.part(shard.number)
         pieces = [self._first(shard) if before is None else before]
         if done:
-            report(Batch(sum(map(len, batches[:done])), tuple(pieces[0].failures)))
+            report(BatchReport(sum(map(len, batches[:done])), tuple(pieces[0].failures)))
         begun, whole = done, False
         try:
             loaded = self._reading.batches(batches[done:])
@@ -59,7 +59,7 @@ class Worker:
                 while done < len(batches) and (batch := _next(loaded, stop)) is not None:
                     pieces.append(self._explain(batch))
                     done += 1
-                    report(Batch(len(batches[done - 1]), tuple(pieces[-1].failures)))
+                    report(BatchReport(len(batches[done - 1]), tuple(pieces[-1].failures)))
             whole = done == len(batches)
         finally:
             if done > begun and not whole:

@@ -31,13 +31,13 @@ __all__ = [
     "INDEX",
     "PathLike",
     "Spill",
+    "format_path",
     "open_regular",
     "read_whole",
     "refuse_broken_seal",
     "replace_file",
     "replacing",
     "seal",
-    "shown",
     "spilling",
 ]
 
@@ -52,7 +52,7 @@ _KINDS = {
 }
 
 
-def shown(path: PathLike) -> str:
+def format_path(path: PathLike) -> str:
     """Show a path in a message: as it is, or quoted with escapes where it would break the line or cannot be printed.
 
     Raises GradlightError for what is no path at all.
@@ -69,7 +69,7 @@ def open_regular(path: PathLike) -> BinaryIO:
     Raises GradlightError, naming the file, for whatever is missing, not readable or not an ordinary file; a pipe,
     socket or device is never read and never waited for.
     """
-    name = shown(path)
+    name = format_path(path)
     try:
         # Looked at before it is opened, because opening a device can already do something.
         _refuse_special(name, os.stat(path).st_mode)
@@ -99,10 +99,10 @@ def read_whole(path: PathLike, most: int, advice: str) -> bytes:
         try:
             content = stream.read(most + 1)
         except OSError as error:
-            raise GradlightError(f"{shown(path)}: cannot be read: {error.strerror}. Check the disk.") from error
+            raise GradlightError(f"{format_path(path)}: cannot be read: {error.strerror}. Check the disk.") from error
     if len(content) > most:
         limit = f"{most >> 20} MiB" if most >= 1 << 20 else f"{most >> 10} KiB"
-        raise GradlightError(f"{shown(path)}: larger than {limit}. {advice}.")
+        raise GradlightError(f"{format_path(path)}: larger than {limit}. {advice}.")
     return content
 
 
@@ -165,7 +165,7 @@ def refuse_broken_seal(path: PathLike, marks: tuple[bytes, ...] = (FILE, INDEX))
         found = stream.read(_SIZE)
         if found.startswith(marks) and not found.endswith(_digest(stream, end)):
             raise GradlightError(
-                f"{shown(path)}: damaged or truncated: its bytes are not those that were written. Get a whole copy."
+                f"{format_path(path)}: damaged or truncated: its bytes are not those that were written. Get a whole copy."
             )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import GradlightError, nearest
-from ..files import open_regular, shown
+from ..files import format_path, open_regular
 
 __all__ = ["PathLike", "load_checkpoint", "open_checkpoint", "read_state"]
 
@@ -59,7 +59,7 @@ def read_state(path: PathLike) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
         found = f"keys {', '.join(map(repr, list(content)[:_LISTED]))}" if isinstance(content, Mapping) else "no dict"
         raise GradlightError(
-            f"{shown(path)}: holds no state dict ({type(content).__name__}: {found}). Save one with"
+            f"{format_path(path)}: holds no state dict ({type(content).__name__}: {found}). Save one with"
             " torch.save(network.state_dict(), path)."
         )
     return {str(name): value.detach() for name, value in content.items() if isinstance(value, Tensor)}
@@ -69,18 +69,20 @@ def open_checkpoint(path: PathLike) -> Any:
     """Open a safetensors file or a PyTorch file of tensors and plain data; raises GradlightError for any other."""
     start = _beginning(path)
     if re.match(rb"\s*<(!doctype|html|\?xml)", start, re.IGNORECASE):
-        raise GradlightError(f"{shown(path)}: a web page, perhaps an error page saved in its place. Download it again.")
+        raise GradlightError(
+            f"{format_path(path)}: a web page, perhaps an error page saved in its place. Download it again."
+        )
     if start.startswith(b"version https://git-lfs"):
-        raise GradlightError(f"{shown(path)}: a Git LFS pointer, not the weights. Run `git lfs pull`.")
+        raise GradlightError(f"{format_path(path)}: a Git LFS pointer, not the weights. Run `git lfs pull`.")
     if not start:
-        raise GradlightError(f"{shown(path)}: an empty file (0 bytes). {_WHOLE}.")
+        raise GradlightError(f"{format_path(path)}: an empty file (0 bytes). {_WHOLE}.")
     # A safetensors file begins with the length of its JSON header, whatever its name is.
     if os.fspath(path).endswith(".safetensors") or start[8:9] == b"{":
         try:
             return safetensors.torch.load_file(path)
         except (safetensors.SafetensorError, OSError, ValueError) as error:
             raise GradlightError(
-                f"{shown(path)}: a damaged or truncated safetensors file ({error}). {_WHOLE}."
+                f"{format_path(path)}: a damaged or truncated safetensors file ({error}). {_WHOLE}."
             ) from error
     try:
         with warnings.catch_warnings():
@@ -105,19 +107,19 @@ def _refusal(path: PathLike, start: bytes, error: Exception) -> str:
     words = str(error)
     if "TorchScript" in words:
         return (
-            f"{shown(path)}: a TorchScript program, not a state dict, and it was not run. Save one with"
+            f"{format_path(path)}: a TorchScript program, not a state dict, and it was not run. Save one with"
             " torch.save(network.state_dict(), path)."
         )
     whole = start.startswith((b"PK", b"\x80")) and isinstance(error, pickle.UnpicklingError)
     if whole and re.search(r"Unsupported (global|class|operand)|GLOBAL", words):
         thing = re.search(r"(?:GLOBAL|global:? (?:GLOBAL )?)\s*([\w.]+)", words)
         return (
-            f"{shown(path)}: the file holds more than tensors{f' ({thing[1]})' if thing else ''}, and was not opened,"
+            f"{format_path(path)}: the file holds more than tensors{f' ({thing[1]})' if thing else ''}, and was not opened,"
             " because opening such a file can run programs. If you trust its source, keep only the weights:"
             ' torch.save(torch.load(path, weights_only=False)["state_dict"], new_path).'
         )
     detail = words.splitlines()[0] if words and len(words) < 200 else type(error).__name__
-    return f"{shown(path)}: not a checkpoint, or damaged or truncated ({detail}). {_WHOLE}."
+    return f"{format_path(path)}: not a checkpoint, or damaged or truncated ({detail}). {_WHOLE}."
 
 
 def _matching(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -142,7 +144,7 @@ def _report(
     problems: tuple[list[str], list[str], list[str]],
 ) -> str:
     missing, unexpected, shaped = problems
-    parts = [f"{shown(path)}: does not fit this network, and nothing was loaded."]
+    parts = [f"{format_path(path)}: does not fit this network, and nothing was loaded."]
     parts += _listed("missing from the file", [f"{n} {list(own[n].shape)}" for n in missing])
     parts += _listed("not in the network", [f"{n} {list(state[n].shape)}" for n in unexpected])
     both = [f"{n} {list(state[n].shape)} in the file, {list(own[n].shape)} in the network" for n in shaped]

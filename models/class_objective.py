@@ -22,12 +22,12 @@ from ..errors import GradlightError, nearest
 from .objective import Objective, Target, Targets
 
 __all__ = [
-    "Asked",
     "Class",
     "ClassLabels",
     "ClassObjective",
     "Output",
     "Rank",
+    "TargetSpec",
     "find_logits",
     "parse",
     "resolve",
@@ -49,13 +49,13 @@ class Rank:
     position: int
 
 
-Asked = int | str
+TargetSpec = int | str
 """One target as a person wrote it: an index, a label or a keyword."""
 
 _LISTED = 8
 
 
-def parse(target: Any) -> list[list[Asked]]:
+def parse(target: Any) -> list[list[TargetSpec]]:
     """Bring a target to rows: one row per image, or one for all; every row holds one entry per target.
 
     None is "top". One value is for all images. A list has one entry for each image, or exactly one for all; an
@@ -80,19 +80,19 @@ def rows_for(rows: Sequence[Any], count: int) -> None:
         )
 
 
-def resolve(rows: Sequence[Sequence[Asked]], labels: Sequence[str]) -> list[list[Class | Rank]]:
+def resolve(rows: Sequence[Sequence[TargetSpec]], labels: Sequence[str]) -> list[list[Class | Rank]]:
     """Find what each asked target means among the labels; raises GradlightError for what is unknown or ambiguous.
 
     The keywords "top", "top5" (any number) and "min" win over labels of the same name, which can be asked by index.
     """
-    known: dict[Asked, list[Class | Rank]] = {}
+    known: dict[TargetSpec, list[Class | Rank]] = {}
     for asked in (asked for row in rows for asked in row):
         if asked not in known:
             known[asked] = _meanings(asked, labels)
     return [[meaning for asked in row for meaning in known[asked]] for row in rows]
 
 
-def _entry(entry: Any) -> list[Asked]:
+def _entry(entry: Any) -> list[TargetSpec]:
     if isinstance(entry, (Tensor, np.ndarray)):
         entry = entry.tolist()
     if not isinstance(entry, (list, tuple)):
@@ -102,7 +102,7 @@ def _entry(entry: Any) -> list[Asked]:
     return [asked for part in entry for asked in _atoms(part)]
 
 
-def _atoms(value: Any) -> list[Asked]:
+def _atoms(value: Any) -> list[TargetSpec]:
     """Check one target; a list only to refuse deeper nesting with the same sentence."""
     if value is None:
         return ["top"]
@@ -121,7 +121,7 @@ def _atoms(value: Any) -> list[Asked]:
     )
 
 
-def _meanings(asked: Asked, labels: Sequence[str]) -> list[Class | Rank]:
+def _meanings(asked: TargetSpec, labels: Sequence[str]) -> list[Class | Rank]:
     if isinstance(asked, int):
         return [Class(_in_range(asked, labels))]
     if asked == "min":
@@ -264,7 +264,7 @@ class ClassObjective(Objective):
         self,
         network: nn.Module,
         labels: ClassLabels,
-        rows: Sequence[Sequence[Asked]],
+        rows: Sequence[Sequence[TargetSpec]],
         *,
         multi_label: bool = False,
         output: Output = None,

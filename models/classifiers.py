@@ -16,8 +16,8 @@ from .class_objective import ClassLabels, ClassObjective, Output, parse
 from .huggingface import found_classifier, is_hub_source, is_multi_label, named_classifier, own_preprocess
 from .images import read_images, read_pixels
 from .preprocessing import IMAGENET, Preprocess, Preprocessing
-from .preserve import Device, check_explainable, place, preserved, unwrapped
-from .zoo import LIBRARIES, Found, sources
+from .preserve import Device, check_explainable, preserved, to_device, unwrapped
+from .zoo import LIBRARIES, LoadedNetwork, sources
 
 __all__ = ["Classifier", "Prediction", "classifier"]
 
@@ -149,7 +149,7 @@ def classifier(
         if checkpoint is not None:
             load_checkpoint(source, checkpoint)
         check_explainable(source)
-        found = found_classifier(source, named) or Found(source, named, IMAGENET, type(source).__module__, "")
+        found = found_classifier(source, named) or LoadedNetwork(source, named, IMAGENET, type(source).__module__, "")
         name = type(source).__name__
     else:
         # Weights made under the caller's inference_mode could never be differentiated.
@@ -159,7 +159,7 @@ def classifier(
         record["pretrained"] = pretrained and checkpoint is None
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device is not None:
-        place(found.network, device)
+        to_device(found.network, device)
     return Classifier(
         found.network,
         own_preprocess(preprocess) if preprocess is not None else found.preprocessing,
@@ -171,7 +171,7 @@ def classifier(
     )
 
 
-def _named(source: Any, pretrained: bool, checkpoint: PathLike | None, labels: Sequence[str] | None) -> Found:
+def _named(source: Any, pretrained: bool, checkpoint: PathLike | None, labels: Sequence[str] | None) -> LoadedNetwork:
     if not isinstance(source, str):
         program = isinstance(source, torch.export.ExportedProgram)
         hint = " An exported program has no layers any more; give the network that was exported." if program else ""
@@ -195,7 +195,7 @@ def _named(source: Any, pretrained: bool, checkpoint: PathLike | None, labels: S
     )
 
 
-def _scenes(pretrained: bool, checkpoint: PathLike | None, labels: Sequence[str] | None) -> Found:
+def _scenes(pretrained: bool, checkpoint: PathLike | None, labels: Sequence[str] | None) -> LoadedNetwork:
     from .. import __version__
     from ..data.scenes.generator import CLASSES
     from .scenes import classifier as scenes
@@ -207,7 +207,7 @@ def _scenes(pretrained: bool, checkpoint: PathLike | None, labels: Sequence[str]
         load_checkpoint(network, checkpoint)
     size = (scenes.SIZE, scenes.SIZE)
     steps = Preprocessing(size=size, resize=size, mean=scenes.MEAN, std=scenes.STD)
-    return Found(network, list(labels or CLASSES), steps, "gradlight", __version__)
+    return LoadedNetwork(network, list(labels or CLASSES), steps, "gradlight", __version__)
 
 
 def _checked_labels(labels: Any) -> list[str] | None:

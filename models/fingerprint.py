@@ -63,13 +63,13 @@ class _Structure:
             digest.update(f"\n{name}\n".encode())
             digest.update(raw(tensor))
         self.sha256 = digest.hexdigest()
-        self.parts = [_Part(module, names) for module in modules]
+        self.parts = [_ModulePart(module, names) for module in modules]
 
     def same(self, modules: Sequence[nn.Module]) -> bool:
-        return len(modules) == len(self.parts) and all(map(_Part.same, self.parts, modules))
+        return len(modules) == len(self.parts) and all(map(_ModulePart.same, self.parts, modules))
 
 
-class _Part:
+class _ModulePart:
     """What one module was like, apart from its weights: compared where it is plain, else told again."""
 
     __slots__ = ("count", "forward", "get", "identity", "kind", "names", "others", "plain", "told")

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from ..errors import GradlightError
 from .checkpoints import PathLike, load_checkpoint
-from .measured_preprocessing import Box, Measured
+from .measured_preprocessing import Box, MeasuredPreprocessing
 from .preprocessing import IMAGENET, Preprocess
-from .zoo import Found, hub_weights
+from .zoo import LoadedNetwork, hub_weights
 
 __all__ = [
     "SOURCE",
@@ -43,7 +43,7 @@ _STEPS = ("_preprocess", "resize", "center_crop")
 _BASES = ("TorchvisionBackend", "PilBackend")
 
 
-class ImageProcessor(Measured):
+class ImageProcessor(MeasuredPreprocessing):
     """Run an image processor of transformers on an upright RGB picture.
 
     The view of its pixels is computed where its steps are the library's common ones (resize, then crop at the centre),
@@ -75,7 +75,7 @@ def own_preprocess(given: Callable[[Image.Image], Any]) -> Preprocess:
     transformers = sys.modules.get("transformers")
     if transformers is not None and isinstance(given, transformers.BaseImageProcessor):
         return ImageProcessor(given)
-    return Measured(given)
+    return MeasuredPreprocessing(given)
 
 
 def default_processor(config: Any) -> Any:
@@ -254,7 +254,7 @@ def _quiet(logging: Any) -> Iterator[None]:
 
 def named_classifier(
     name: str, *, pretrained: bool, checkpoint: PathLike | None = None, labels: Sequence[str] | None = None
-) -> Found:
+) -> LoadedNetwork:
     """Build an image classifier of transformers, with its own labels and image processor.
 
     name: of a repository of the hub, or a folder. The keywords are those of `zoo.timm_network`. Raises GradlightError
@@ -272,10 +272,10 @@ def named_classifier(
         config.num_labels = len(labels)
     network = files.network("AutoModelForImageClassification", config, pretrained, checkpoint)
     steps = ImageProcessor(files.read("AutoImageProcessor"))
-    return Found(network, list(labels or _labels(config)), steps, SOURCE, files.library.__version__)
+    return LoadedNetwork(network, list(labels or _labels(config)), steps, SOURCE, files.library.__version__)
 
 
-def found_classifier(network: nn.Module, labels: list[str] | None) -> Found | None:
+def found_classifier(network: nn.Module, labels: list[str] | None) -> LoadedNetwork | None:
     """Describe a network of transformers that takes pixels, or None for any other.
 
     The labels are those of its configuration; for its preprocessing, see `preprocess_of`.
@@ -283,7 +283,7 @@ def found_classifier(network: nn.Module, labels: list[str] | None) -> Found | No
     if not of_transformers(network) or getattr(network, "main_input_name", "") != "pixel_values":
         return None
     steps = preprocess_of(network) or IMAGENET
-    return Found(network, labels or _labels(network.config), steps, SOURCE, library().__version__)
+    return LoadedNetwork(network, labels or _labels(network.config), steps, SOURCE, library().__version__)
 
 
 def preprocess_of(network: Any) -> Preprocess | None:

@@ -15,13 +15,13 @@ from ..errors import GradlightError, GradlightWarning
 from .preprocessing import picture_of
 from .view import View
 
-__all__ = ["Measured"]
+__all__ = ["MeasuredPreprocessing"]
 
 _SMALLEST = 16
 Box = tuple[float, float, float, float]
 
 
-class Measured:
+class MeasuredPreprocessing:
     """Wrap a callable (upright RGB Pillow image -> float tensor [3,H,W]) and measure the view of its pixels.
 
     For each size of photo, five pictures of that size go through the callable once: black, white, a grey ramp from

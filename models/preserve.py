@@ -28,7 +28,16 @@ from torch.optim.swa_utils import AveragedModel
 
 from ..errors import GradlightError
 
-__all__ = ["Device", "as_written", "check_explainable", "place", "preserved", "straighten", "trainable", "unwrapped"]
+__all__ = [
+    "Device",
+    "as_written",
+    "check_explainable",
+    "preserved",
+    "straighten",
+    "to_device",
+    "trainable",
+    "unwrapped",
+]
 
 
 def straighten(modules: Iterable[nn.Module], undo: ExitStack) -> None:
@@ -241,7 +250,7 @@ def _put_back(values: list[tuple[Tensor, int, Tensor]]) -> None:
 Device = str | torch.device | None
 
 
-def place(network: nn.Module, device: str | torch.device) -> None:
+def to_device(network: nn.Module, device: str | torch.device) -> None:
     """Move a network to a device; raises GradlightError where there is no such device, or no room."""
     try:
         if torch.device(device).type == "meta":

@@ -23,7 +23,7 @@ from .preprocessing import Preprocess, Preprocessing
 
 __all__ = [
     "LIBRARIES",
-    "Found",
+    "LoadedNetwork",
     "hub_weights",
     "names",
     "sources",
@@ -101,7 +101,7 @@ _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 
 
 @dataclass(frozen=True)
-class Found:
+class LoadedNetwork:
     """A network, with what its library says about it."""
 
     network: nn.Module
@@ -113,7 +113,7 @@ class Found:
 
 def timm_network(
     name: str, *, pretrained: bool, checkpoint: PathLike | None = None, labels: Sequence[str] | None = None
-) -> Found:
+) -> LoadedNetwork:
     """Build a timm network ("resnet50", "resnet50.a1_in1k") with its own configuration of the data.
 
     pretrained: get timm's weights, unless there is a checkpoint. labels: names for the classes; another number of
@@ -141,12 +141,12 @@ def timm_network(
     if checkpoint is not None:
         load_checkpoint(network, checkpoint)
     data = resolve_data_config(model=network)  # type: ignore[no-untyped-call]
-    return Found(network, chosen, timm_preprocessing(data), "timm", timm.__version__)
+    return LoadedNetwork(network, chosen, timm_preprocessing(data), "timm", timm.__version__)
 
 
 def torchvision_network(
     name: str, *, pretrained: bool, checkpoint: PathLike | None = None, labels: Sequence[str] | None = None
-) -> Found:
+) -> LoadedNetwork:
     """Build a torchvision image classifier with the preprocessing and labels of its DEFAULT weights.
 
     The keywords are those of `timm_network`. GoogLeNet and Inception come without their auxiliary heads.
@@ -175,7 +175,7 @@ def torchvision_network(
     network = with_weights(source, make) if pretrained else make()
     if checkpoint is not None:
         load_checkpoint(network, checkpoint, ignore=_AUXILIARY)
-    return Found(
+    return LoadedNetwork(
         network, chosen, torchvision_preprocessing(weights.transforms()), "torchvision", torchvision.__version__
     )
 

@@ -18,15 +18,15 @@ from ..errors import GradlightError
 from ..explainers.combination import is_combination, layer_weights
 from ..explainers.maps import SaliencyMaps
 from ..models.base import Photo
-from .map_sources import Source
-from .payload import Pane, Part, pack, photo_bytes, thumbnail
+from .map_sources import MapSource
+from .payload import MapKey, Pane, pack, photo_bytes, thumbnail
 from .picture import Shown
-from .worker import Watch, Worker
+from .worker import CancelToken, Worker
 
 if TYPE_CHECKING:
     from .viewer import Viewer
 
-__all__ = ["Gallery", "Server", "Shelf"]
+__all__ = ["Controller", "Gallery", "Shelf"]
 
 _MOST = 32
 
@@ -35,28 +35,28 @@ class Shelf:
     """Maps by part; those that lay untouched for longest go first."""
 
     def __init__(self) -> None:
-        self._parts: dict[Part, SaliencyMaps] = {}
+        self._parts: dict[MapKey, SaliencyMaps] = {}
 
-    def put(self, part: Part, maps: SaliencyMaps) -> None:
+    def put(self, part: MapKey, maps: SaliencyMaps) -> None:
         """Add maps of other methods to a part's."""
         known = self._parts.pop(part, None)
         self._parts[part] = maps if known is None else known.joined(maps)
         while len(self._parts) > _MOST:
             self._parts.pop(next(iter(self._parts)))
 
-    def get(self, part: Part) -> SaliencyMaps | None:
+    def get(self, part: MapKey) -> SaliencyMaps | None:
         """Give what there is of a part."""
         maps = self._parts.pop(part, None)
         if maps is not None:
             self._parts[part] = maps
         return maps
 
-    def missing(self, part: Part, methods: Iterable[str]) -> list[str]:
+    def missing(self, part: MapKey, methods: Iterable[str]) -> list[str]:
         """Tell by which of these methods there are no maps of a part."""
         maps = self.get(part)
         return [method for method in methods if maps is None or method not in maps.methods]
 
-    def of_image(self, image: int) -> dict[Part, SaliencyMaps]:
+    def of_image(self, image: int) -> dict[MapKey, SaliencyMaps]:
         """Give everything of an image."""
         return {part: maps for part, maps in self._parts.items() if part.image == image}
 
@@ -68,12 +68,12 @@ _MOST_THUMBS = 2000
 class Gallery:
     """Rows for the page: an image's number, name, what it was asked about, and a thumbnail."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: MapSource) -> None:
         self._source = source
         self._words: list[str] = []
         self._thumbs: dict[int, str] = {}
 
-    def listing(self, text: str, start: int, stop: int, watch: Watch) -> dict[str, Any]:
+    def listing(self, text: str, start: int, stop: int, watch: CancelToken) -> dict[str, Any]:
         """Give the rows start … stop (exclusive) of the images whose name or targets hold a text, in JSON types.
 
         Raises Stopped where the watch says so; thumbnails that were made by then are kept.
@@ -83,7 +83,7 @@ class Gallery:
         rows = [self._row(image, watch) for image in found[start : min(stop, start + _MOST_ROWS)]]
         return {"text": text, "total": len(found), "start": start, "rows": rows}
 
-    def _found(self, text: str, watch: Watch) -> range | list[int]:
+    def _found(self, text: str, watch: CancelToken) -> range | list[int]:
         everything = range(len(self._source))
         if not text:
             return everything
@@ -93,7 +93,7 @@ class Gallery:
             self._words.append(" ".join([self._source.photo(image).path, *labels]).casefold())
         return [image for image in everything if text.casefold() in self._words[image]]
 
-    def _row(self, image: int, watch: Watch) -> dict[str, Any]:
+    def _row(self, image: int, watch: CancelToken) -> dict[str, Any]:
         watch.step(0.0)
         labels = [choice.label for choice in self._source.choices(image)]
         if image not in self._thumbs:
@@ -109,10 +109,10 @@ _TELL_EVERY = 0.1
 _SHOWN = ("image", "target", "method", "meta", "lr", "compare", "others")
 
 
-class Server:
+class Controller:
     """Serves one viewer from one source; opened: the maps that are at hand from the start."""
 
-    def __init__(self, viewer: Viewer, source: Source, opened: Mapping[Part, SaliencyMaps]) -> None:
+    def __init__(self, viewer: Viewer, source: MapSource, opened: Mapping[MapKey, SaliencyMaps]) -> None:
         self.viewer, self.source = viewer, source
         self._shelf = Shelf()
         for part, maps in opened.items():
@@ -121,7 +121,7 @@ class Server:
         self._worker = Worker(self._tell, self._fail)
         self._lister = Worker(lambda _: None, self._fail)
         self._serials = count(1)
-        self._sent: set[tuple[Part, str]] = set()
+        self._sent: set[tuple[MapKey, str]] = set()
         self._good: dict[str, Any] = {}
         self._wanted: Any = None
         self._doing, self._told = "", 0.0
@@ -158,9 +158,9 @@ class Server:
             "choices": [choice.to_json() for choice in self.source.choices(image)],
         }
 
-    def needed(self) -> dict[Part, list[str]]:
+    def needed(self) -> dict[MapKey, list[str]]:
         """List what is on show: methods by part."""
-        found: dict[Part, list[str]] = {}
+        found: dict[MapKey, list[str]] = {}
         if self.source.choices(self.viewer.image):
             for pane in self.viewer.panes():
                 found.setdefault(pane.part(self.viewer.image, self.viewer.lr), []).append(pane.method)
@@ -181,7 +181,7 @@ class Server:
             self._wanted = wanted
             self._worker.ask(self._make)
 
-    def _make(self, watch: Watch) -> None:
+    def _make(self, watch: CancelToken) -> None:
         """Compute or read what is on show, open its image if need be, and send it; in the background."""
         viewer = self.viewer
         if viewer.scene["image"] != viewer.image:
@@ -195,7 +195,7 @@ class Server:
         self._wanted = None
         self.deliver(again=False)
 
-    def _all_methods(self, part: Part, missing: Sequence[str]) -> list[str]:
+    def _all_methods(self, part: MapKey, missing: Sequence[str]) -> list[str]:
         """Give the methods to make at once: of a new part all that are at hand elsewhere, as they share one pass."""
         if self._shelf.get(part) is not None:
             return list(missing)
@@ -224,7 +224,7 @@ class Server:
         if self._wanted is None:
             self._good = {name: getattr(viewer, name) for name in _SHOWN}
 
-    def maps(self, part: Part) -> SaliencyMaps:
+    def maps(self, part: MapKey) -> SaliencyMaps:
         """Give the maps of a part that is at hand."""
         maps = self._shelf.get(part)
         if maps is None:
@@ -268,7 +268,7 @@ class Server:
     def list_images(self, text: str, start: int, stop: int) -> None:
         """Answer with rows of the list of images, in the background."""
 
-        def work(watch: Watch) -> None:
+        def work(watch: CancelToken) -> None:
             listing = self._gallery.listing(str(text), int(start), int(stop), watch)
             self.viewer.change(listing={**listing, "serial": next(self._serials)})
 

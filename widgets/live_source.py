@@ -18,11 +18,11 @@ from ..models.captioner.captioner import Captioner
 from ..models.captioner.targets import Caption, CaptionTarget, Phrase
 from ..models.classifiers import Classifier
 from ..models.objective import Target
-from .map_sources import Choice, Source, bracketed, choices_of, class_keys, single
-from .payload import Part
-from .worker import Watch, allowed, watched
+from .map_sources import Choice, MapSource, bracketed, choices_of, class_keys, single
+from .payload import MapKey
+from .worker import CancelToken, allowed, watched
 
-__all__ = ["METHODS_SHOWN", "Captioned", "Classified", "Live", "live"]
+__all__ = ["METHODS_SHOWN", "CaptionedImage", "ClassifiedImage", "LiveSource", "live"]
 
 METHODS_SHOWN = ("selective_normgrad", "normgrad", "linear_approx", "grad_cam", "gradient")
 
@@ -30,7 +30,7 @@ METHODS_SHOWN = ("selective_normgrad", "normgrad", "linear_approx", "grad_cam", 
 _ONE_AT_A_TIME = threading.Lock()
 
 
-class Live(Source):
+class LiveSource(MapSource):
     """A model and one image: what every kind of model has in common."""
 
     live = True
@@ -88,20 +88,20 @@ class Live(Source):
             self._methods[found.name] = found
             self.methods.append(found.name)
 
-    def first(self, target: Any, meta: Meta | None) -> dict[Part, SaliencyMaps]:
+    def first(self, target: Any, meta: Meta | None) -> dict[MapKey, SaliencyMaps]:
         """Compute the maps of the targets that a viewer opens with, one set for each."""
-        step = Part(0, "", *((meta.direction, meta.lr) if meta else ()))
-        maps = self._explained(target, self.given, step, Watch())
+        step = MapKey(0, "", *((meta.direction, meta.lr) if meta else ()))
+        maps = self._explained(target, self.given, step, CancelToken())
         rows = [(self._noted(found).key, k) for k, found in enumerate(maps.targets[0])]
         return {step._replace(target=key): single(maps, k) for key, k in rows}
 
-    def maps(self, part: Part, methods: Sequence[str], watch: Watch) -> SaliencyMaps:
+    def maps(self, part: MapKey, methods: Sequence[str], watch: CancelToken) -> SaliencyMaps:
         """Compute the maps of one target."""
         maps = self._explained(self.asked(part.target), methods, part, watch)
         self._noted(maps.targets[0][0])
         return maps
 
-    def _explained(self, target: Any, methods: Sequence[str], part: Part, watch: Watch) -> SaliencyMaps:
+    def _explained(self, target: Any, methods: Sequence[str], part: MapKey, watch: CancelToken) -> SaliencyMaps:
         meta = None if part.meta == "off" else Meta(part.lr, part.meta)
         told, refusals = watched([self._methods[name] for name in methods], len(self.layers), watch)
         with _ONE_AT_A_TIME:
@@ -124,7 +124,7 @@ class Live(Source):
         return key
 
 
-class Classified(Live):
+class ClassifiedImage(LiveSource):
     """A classifier and one image: its most probable classes are offered, and all others can be searched."""
 
     model: Classifier
@@ -174,7 +174,7 @@ class Classified(Live):
         return [self._of(each.index) for each in self._ranking if wanted in each.label.casefold()]
 
 
-class Captioned(Live):
+class CaptionedImage(LiveSource):
     """A captioner and one image: its own caption, word by word, or any other that is typed in."""
 
     model: Captioner
@@ -219,12 +219,12 @@ class Captioned(Live):
         return bracketed(words, *found.span) if found.span else " ".join(words)
 
 
-def live(model: Any, image: Any, methods: Any, layers: Any) -> Live:
+def live(model: Any, image: Any, methods: Any, layers: Any) -> LiveSource:
     """Make the source of a model and an image; raises GradlightError for another kind of model."""
     if isinstance(model, Classifier):
-        return Classified(model, image, methods, layers)
+        return ClassifiedImage(model, image, methods, layers)
     if isinstance(model, Captioner):
-        return Captioned(model, image, methods, layers)
+        return CaptionedImage(model, image, methods, layers)
     raise GradlightError(
         f"{type(model).__name__} cannot be viewed: give gradlight.classifier(…), gradlight.captioner(…), maps, or the"
         f" path of a file of maps.{nearest(str(model), ['scenes']) if isinstance(model, str) else ''}"

@@ -18,10 +18,10 @@ from ..explainers.combination import is_combination
 from ..explainers.maps import MapLayer, SaliencyMaps
 from ..models.base import Photo
 from ..models.objective import Target
-from .payload import Part
-from .worker import Watch
+from .payload import MapKey
+from .worker import CancelToken
 
-__all__ = ["Browsed", "Choice", "Source", "bracketed", "choices_of", "chosen", "class_keys", "sentence_of", "single"]
+__all__ = ["Browsed", "Choice", "MapSource", "bracketed", "choices_of", "chosen", "class_keys", "sentence_of", "single"]
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def class_keys(labels: Sequence[str]) -> list[str]:
     return [label if seen[label] == 1 else str(index) for index, label in enumerate(labels)]
 
 
-class Source(ABC):
+class MapSource(ABC):
     """Images, what can be asked about them, and the maps that answer.
 
     title: what the page is headed with. live: whether anything can be computed. search: what can be searched for or
@@ -135,7 +135,7 @@ class Source(ABC):
         """Give the height and width of the maps at each layer."""
 
     @abstractmethod
-    def maps(self, part: Part, methods: Sequence[str], watch: Watch) -> SaliencyMaps:
+    def maps(self, part: MapKey, methods: Sequence[str], watch: CancelToken) -> SaliencyMaps:
         """Make or read the maps of one image and one target, by these methods at all layers."""
 
     def opens_with(self) -> list[str]:
@@ -163,7 +163,7 @@ class Source(ABC):
         return os.path.basename(path) or f"image {image + 1}"
 
 
-class Browsed(Source):
+class Browsed(MapSource):
     """Finished maps: nothing is computed, and of a file only what is on show is read."""
 
     def __init__(self, maps: SaliencyMaps, title: str, methods: Any = None, layers: Any = None) -> None:
@@ -210,7 +210,7 @@ class Browsed(Source):
         """Give the height and width of the maps at each layer."""
         return [_size(self.source.size, self.source.about[layer]) for layer in self.layers]
 
-    def maps(self, part: Part, methods: Sequence[str], watch: Watch) -> SaliencyMaps:
+    def maps(self, part: MapKey, methods: Sequence[str], watch: CancelToken) -> SaliencyMaps:
         """Read the maps of one image and one target."""
         row = next(k for k, choice in enumerate(self.choices(part.image)) if choice.key == part.target)
         pairs = [(m, layer) for m, layer in self.source.pairs if m in methods and layer in self.layers]

@@ -28,8 +28,8 @@ __all__ = [
     "COMPARED",
     "MOST_PANES",
     "TABLES",
+    "MapKey",
     "Pane",
-    "Part",
     "colour_tables",
     "pack",
     "panes_of",
@@ -49,7 +49,7 @@ TABLES = {"inferno": "inferno", "viridis": "viridis", "magma": "magma", "cividis
 """The colours by their names on the page; all but the last, for signed maps, are perceptually uniform."""
 
 
-class Part(NamedTuple):
+class MapKey(NamedTuple):
     """What one set of maps is of: an image (by number), a target (by its key), and the inner step."""
 
     image: int
@@ -65,7 +65,7 @@ def colour_tables() -> bytes:
     return b"".join(mpl.colormaps[name](steps, bytes=True)[:, :3].tobytes() for name in TABLES.values())
 
 
-def pack(parts: Mapping[Part, SaliencyMaps], serial: int) -> bytes:
+def pack(parts: Mapping[MapKey, SaliencyMaps], serial: int) -> bytes:
     """Pack the maps of parts, each of one image and one target, for the page.
 
     A uint32 (the length of the header), the header as JSON (method, number of the layer, h, w, low, high of each map),
@@ -165,9 +165,9 @@ class Pane(NamedTuple):
     meta: str
     combine: str
 
-    def part(self, image: int, lr: float) -> Part:
+    def part(self, image: int, lr: float) -> MapKey:
         """Give what its maps are of."""
-        return Part(image, self.target, self.meta, 0.0 if self.meta == "off" else lr)
+        return MapKey(image, self.target, self.meta, 0.0 if self.meta == "off" else lr)
 
 
 def panes_of(first: Pane, compare: str, others: Sequence[str]) -> list[Pane]:

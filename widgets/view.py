@@ -15,9 +15,9 @@ from ..explainers.methods import MethodLike
 from ..models.base import Explainable
 from .live_source import live
 from .map_sources import Browsed
-from .payload import Part
+from .payload import MapKey
 from .viewer import Viewer
-from .worker import Watch
+from .worker import CancelToken
 
 __all__ = ["view"]
 
@@ -65,8 +65,8 @@ def _browser(
     number = _numbered(browsed, image)
     choices = browsed.choices(number)
     first = choices[0].key if choices else ""
-    part = Part(number, first if target is None else browsed.key(number, str(target)))
-    opened = {part: browsed.maps(part, browsed.methods, Watch())} if choices else {}
+    part = MapKey(number, first if target is None else browsed.key(number, str(target)))
+    opened = {part: browsed.maps(part, browsed.methods, CancelToken())} if choices else {}
     return Viewer(browsed, opened, part, look)
 
 

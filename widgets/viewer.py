@@ -14,10 +14,10 @@ import traitlets
 
 from ..errors import GradlightError, nearest
 from ..explainers.maps import SaliencyMaps
-from .controller import Server
-from .map_sources import Source
+from .controller import Controller
+from .map_sources import MapSource
 from .page import offline, program, save_page, stylesheet
-from .payload import COMPARED, TABLES, Pane, Part, colour_tables, panes_of
+from .payload import COMPARED, TABLES, MapKey, Pane, colour_tables, panes_of
 from .picture import draw
 
 __all__ = ["OPTIONS", "Viewer"]
@@ -88,10 +88,10 @@ class Viewer(anywidget.AnyWidget):
     exported = traitlets.Bytes(b"", help="the PNG that was last saved in the page")
 
     def __init__(
-        self, source: Source, opened: Mapping[Part, SaliencyMaps], part: Part, look: Mapping[str, Any]
+        self, source: MapSource, opened: Mapping[MapKey, SaliencyMaps], part: MapKey, look: Mapping[str, Any]
     ) -> None:
         self._gate = threading.RLock()
-        self._server = Server(self, source, opened)
+        self._server = Controller(self, source, opened)
         about: dict[str, Any] = {
             "title": source.title,
             "live": source.live,

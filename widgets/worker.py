@@ -14,14 +14,14 @@ from ..explainers.capture import Tap
 from ..explainers.maps import SaliencyMaps
 from ..explainers.methods import AnyMethod, Method
 
-__all__ = ["Refusals", "Stopped", "Watch", "Worker", "allowed", "watched"]
+__all__ = ["CancelToken", "Cancelled", "Refusals", "Worker", "allowed", "watched"]
 
 
-class Stopped(Exception):  # noqa: N818  # no error: somebody wanted it
+class Cancelled(Exception):  # noqa: N818  # no error: somebody wanted it
     """The work was called off."""
 
 
-class Watch:
+class CancelToken:
     """What a piece of work asks (may it go on?) and tells (how far it is, 0…1)."""
 
     def __init__(self, tell: Callable[[float], None] = lambda _: None) -> None:
@@ -38,13 +38,13 @@ class Watch:
         return self._stop.is_set()
 
     def step(self, part: float) -> None:
-        """Tell how far the work is; raises Stopped where it was called off."""
+        """Tell how far the work is; raises Cancelled where it was called off."""
         if self.stopped:
-            raise Stopped
+            raise Cancelled
         self._tell(part)
 
 
-Work = Callable[[Watch], None]
+Work = Callable[[CancelToken], None]
 
 
 class Worker:
@@ -56,15 +56,15 @@ class Worker:
     def __init__(self, tell: Callable[[float], None], fail: Callable[[Exception], None]) -> None:
         self._tell, self._fail = tell, fail
         self._gate = threading.Condition()
-        self._next: tuple[Work, Watch] | None = None
-        self._watch: Watch | None = None
+        self._next: tuple[Work, CancelToken] | None = None
+        self._watch: CancelToken | None = None
         self._running = False
 
     def ask(self, work: Work) -> None:
         """Do this now; what is going on is called off, and what has not begun never will."""
         with self._gate:
             self._call_off()
-            self._next = (work, Watch(self._tell))
+            self._next = (work, CancelToken(self._tell))
             if not self._running:
                 self._running = True
                 threading.Thread(target=self._run, name="gradlight-viewer", daemon=True).start()
@@ -89,13 +89,13 @@ class Worker:
             work, watch = taken
             try:
                 work(watch)
-            except Stopped:
+            except Cancelled:
                 pass
             except Exception as error:
                 if not watch.stopped:
                     self._fail(error)
 
-    def _take(self) -> tuple[Work, Watch] | None:
+    def _take(self) -> tuple[Work, CancelToken] | None:
         with self._gate:
             taken, self._next = self._next, None
             self._watch = taken[1] if taken else None
@@ -105,7 +105,7 @@ class Worker:
 
 
 @dataclass(frozen=True)
-class _Watched(Method):
+class _CancellableMethod(Method):
     """A method that tells before each of its maps, and where it is not defined makes zeros and a note."""
 
     before: Callable[[], None] = lambda: None
@@ -123,7 +123,7 @@ class _Watched(Method):
 Refusals = dict[tuple[str, str], GradlightError]
 
 
-def watched(asked: Sequence[AnyMethod], layers: int, watch: Watch) -> tuple[list[AnyMethod], Refusals]:
+def watched(asked: Sequence[AnyMethod], layers: int, watch: CancelToken) -> tuple[list[AnyMethod], Refusals]:
     """Give the methods such that the watch is told of every map, at `layers` layers each, and can end the work.
 
     Also the refusals, by method and layer, as they come up: some methods are defined at some layers only. Methods of
@@ -141,7 +141,7 @@ def watched(asked: Sequence[AnyMethod], layers: int, watch: Watch) -> tuple[list
         def refused(layer: str, error: GradlightError) -> None:
             refusals[method.name, layer] = error
 
-        return _Watched(method.extract, method.aggregate, method.name, before, refused)
+        return _CancellableMethod(method.extract, method.aggregate, method.name, before, refused)
 
     return [watching(method) if type(method) is Method else method for method in asked], refusals
 

@@ -19,11 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import GradlightError
-from ...files import read_whole, shown
+from ...files import format_path, read_whole
 from ..images import MAX_PIXELS
 
 __all__ = [
-    "Annotated",
+    "AnnotatedDataset",
     "AnnotatedObject",
     "AnnotatedPhoto",
     "Box",
@@ -164,7 +164,7 @@ class AnnotatedPhoto:
 
 
 @dataclass(frozen=True)
-class Annotated:
+class AnnotatedDataset:
     """The photos of a data set in its order, its categories in theirs, and what is not among them.
 
     failures: photos that cannot be used, by path or name, each with its reason. left_out: how often each reason to
@@ -193,7 +193,7 @@ def read_document(path: str | os.PathLike[str], expected: str) -> Any:
     expected: sentences for the errors, saying which layouts are known. Raises GradlightError, which names the file,
     for what cannot be read, is too large or is not JSON.
     """
-    source = shown(path)
+    source = format_path(path)
     content = read_whole(path, _MOST_BYTES, f"No such file is so large. {expected}")
     if not content.strip():
         raise GradlightError(f"{source}: empty file. Get a whole copy of it.")
@@ -214,7 +214,7 @@ class PhotoFolder:
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root)
         if not os.path.isdir(self.root):  # Path.is_dir fails on names that are too long
-            raise GradlightError(f"{shown(root)}: not a folder. Give the folder that holds the photos.")
+            raise GradlightError(f"{format_path(root)}: not a folder. Give the folder that holds the photos.")
 
     def find(self, name: str) -> list[Path]:
         """Give the one photo that is meant, or all that could be.

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ...errors import GradlightError
-from ...files import shown
+from ...files import format_path
 from .annotations import PhotoFolder, read_document
 
-__all__ = ["Captioned", "CaptionedPhoto", "read_captions"]
+__all__ = ["CaptionedDataset", "CaptionedPhoto", "read_captions"]
 
 _SPLITS = {"train": "train", "restval": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _LISTED = 3
@@ -33,7 +33,7 @@ class CaptionedPhoto:
 
 
 @dataclass(frozen=True)
-class Captioned:
+class CaptionedDataset:
     """The photos of a captions file in its order, and what of the file is not among them.
 
     missing: the names of photos that were not found, or found more than once. left_out: how often each reason was met.
@@ -51,7 +51,7 @@ class Captioned:
 
 
 @dataclass(frozen=True)
-class _Entry:
+class _CaptionRecord:
     """What a file says of one photo, before the photo is looked for; its name may begin with folders."""
 
     name: str
@@ -59,7 +59,7 @@ class _Entry:
     split: str
 
 
-def read_captions(annotations: str | os.PathLike[str], images: str | os.PathLike[str]) -> Captioned:
+def read_captions(annotations: str | os.PathLike[str], images: str | os.PathLike[str]) -> CaptionedDataset:
     """Read the captions of photos from COCO-captions JSON or from Karpathy's dataset_*.json.
 
     images: the folder of the photos; each is found as `documents.PhotoFolder` says. A split
@@ -69,7 +69,7 @@ def read_captions(annotations: str | os.PathLike[str], images: str | os.PathLike
     caption without words or of an unknown image. Raises GradlightError, saying what was found, for a file that is not
     JSON or of another layout, for a folder that is none, and where no photo with a caption remains.
     """
-    source, folder = shown(annotations), PhotoFolder(images)
+    source, folder = format_path(annotations), PhotoFolder(images)
     document = _document(source, annotations)
     left_out: Counter[str] = Counter()
     entries = (_coco if "annotations" in document else _karpathy)(source, document, left_out)
@@ -81,12 +81,12 @@ def read_captions(annotations: str | os.PathLike[str], images: str | os.PathLike
     photos, missing = _found(captioned, folder, left_out)
     if not photos:
         why = f"Left out: {_told(left_out, missing)}. Give the folder that holds the photos, or download them."
-        raise GradlightError(f"{source}: none of its {len(captioned)} photos is in {shown(images)}. {why}")
-    return Captioned(tuple(photos), tuple(missing), dict(+left_out))
+        raise GradlightError(f"{source}: none of its {len(captioned)} photos is in {format_path(images)}. {why}")
+    return CaptionedDataset(tuple(photos), tuple(missing), dict(+left_out))
 
 
 def _found(
-    entries: list[_Entry], folder: PhotoFolder, left_out: Counter[str]
+    entries: list[_CaptionRecord], folder: PhotoFolder, left_out: Counter[str]
 ) -> tuple[list[CaptionedPhoto], list[str]]:
     photos: dict[Path, CaptionedPhoto] = {}
     missing = []
@@ -102,15 +102,15 @@ def _found(
     return list(photos.values()), missing
 
 
-def _coco(source: str, document: dict[str, Any], left_out: Counter[str]) -> list[_Entry]:
+def _coco(source: str, document: dict[str, Any], left_out: Counter[str]) -> list[_CaptionRecord]:
     annotations = document["annotations"]
     if not isinstance(annotations, list) or not any("caption" in entry for entry in _records(annotations)):
         _refuse(source, document)
-    entries: dict[object, _Entry] = {}
+    entries: dict[object, _CaptionRecord] = {}
     for image in document["images"]:
         match image:
             case {"id": int() | float() | str() as key, "file_name": str(name)} if key not in entries:
-                entries[key] = _Entry(name, [], _split(image))
+                entries[key] = _CaptionRecord(name, [], _split(image))
             case {"id": int() | float() | str(), "file_name": str()}:
                 left_out["images with the id of an earlier one"] += 1
             case _:
@@ -126,7 +126,7 @@ def _coco(source: str, document: dict[str, Any], left_out: Counter[str]) -> list
     return list(entries.values())
 
 
-def _karpathy(source: str, document: dict[str, Any], left_out: Counter[str]) -> list[_Entry]:
+def _karpathy(source: str, document: dict[str, Any], left_out: Counter[str]) -> list[_CaptionRecord]:
     if not any("sentences" in image for image in _records(document["images"])):
         _refuse(source, document)
     entries = []
@@ -134,7 +134,7 @@ def _karpathy(source: str, document: dict[str, Any], left_out: Counter[str]) -> 
         match image:
             case {"filename": str(name), "sentences": [*sentences]}:
                 whole = os.path.join(str(image.get("filepath") or ""), name)
-                entries.append(_Entry(whole, [], _split(image)))
+                entries.append(_CaptionRecord(whole, [], _split(image)))
             case _:
                 left_out["images without filename and sentences"] += 1
                 continue
@@ -149,7 +149,7 @@ def _karpathy(source: str, document: dict[str, Any], left_out: Counter[str]) -> 
     return entries
 
 
-def _add(text: str, entry: _Entry, left_out: Counter[str]) -> None:
+def _add(text: str, entry: _CaptionRecord, left_out: Counter[str]) -> None:
     if re.search(r"\w", text):
         # Half a surrogate pair, which JSON can spell, could be neither printed nor stored.
         entry.captions.append(" ".join(text.encode("utf-8", "replace").decode().split()))
@@ -198,4 +198,4 @@ def _ids(document: dict[str, Any]) -> str:
 
 def _told(left_out: Counter[str] | dict[str, int], missing: tuple[str, ...] | list[str] = ()) -> str:
     reasons = "; ".join(f"{reason}: {count}" for reason, count in left_out.items() if count)
-    return f"{reasons} (such as {', '.join(map(shown, missing[:_LISTED]))})" if missing else reasons or "nothing"
+    return f"{reasons} (such as {', '.join(map(format_path, missing[:_LISTED]))})" if missing else reasons or "nothing"

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from ...errors import GradlightError
-from ...files import shown
+from ...files import format_path
 from .annotations import (
-    Annotated,
+    AnnotatedDataset,
     AnnotatedObject,
     AnnotatedPhoto,
     Box,
@@ -37,7 +37,7 @@ _SMALLEST = 6  # numbers of a polygon: three corners
 _LISTED = 6
 
 
-def read_instances(annotations: str | os.PathLike[str], images: str | os.PathLike[str]) -> Annotated:
+def read_instances(annotations: str | os.PathLike[str], images: str | os.PathLike[str]) -> AnnotatedDataset:
     """Read the photos of COCO instances and their objects, in the order of the file.
 
     images: the folder of the photos, each found as `documents.PhotoFolder` says; one that is not found, or found more
@@ -48,7 +48,7 @@ def read_instances(annotations: str | os.PathLike[str], images: str | os.PathLik
     Raises GradlightError, saying what was found, for a file that is not JSON or of another layout, for a folder that
     is none, and where no photo remains.
     """
-    source, folder = shown(annotations), PhotoFolder(images)
+    source, folder = format_path(annotations), PhotoFolder(images)
     document = read_document(annotations, _EXPECTED)
     _check(source, document)
     left_out: Counter[str] = Counter()
@@ -60,17 +60,17 @@ def read_instances(annotations: str | os.PathLike[str], images: str | os.PathLik
         paths = folder.find(name)
         if len(paths) != 1:
             where = "in several sub-folders of" if paths else "not found in"
-            failures.append((os.path.join(images, name), f"{shown(name)}: {where} {shown(images)}"))
+            failures.append((os.path.join(images, name), f"{format_path(name)}: {where} {format_path(images)}"))
         elif paths[0] in photos:
             left_out["images with the photo of an earlier one"] += 1
         else:
             photos[paths[0]] = AnnotatedPhoto(paths[0], size, tuple(objects.get(key, ())))
     if not photos:
         raise GradlightError(
-            f"{source}: none of its {len(entries)} photos is in {shown(images)}. Left out: {_told(left_out)}."
+            f"{source}: none of its {len(entries)} photos is in {format_path(images)}. Left out: {_told(left_out)}."
             " Give the folder that holds the photos, or download them."
         )
-    return Annotated(tuple(photos.values()), tuple(categories.values()), tuple(failures), dict(left_out))
+    return AnnotatedDataset(tuple(photos.values()), tuple(categories.values()), tuple(failures), dict(left_out))
 
 
 def _check(source: str, document: Any) -> None:

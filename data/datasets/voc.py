@@ -8,9 +8,9 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 from ...errors import GradlightError, nearest
-from ...files import read_whole, shown
+from ...files import format_path, read_whole
 from ..images import IMAGE_SUFFIXES
-from .annotations import Annotated, AnnotatedObject, AnnotatedPhoto, Box
+from .annotations import AnnotatedDataset, AnnotatedObject, AnnotatedPhoto, Box
 
 __all__ = ["find_voc", "read_voc"]
 
@@ -31,7 +31,7 @@ def find_voc(root: str | os.PathLike[str]) -> list[Path]:
     return []
 
 
-def read_voc(root: str | os.PathLike[str], split: str | None = None) -> Annotated:
+def read_voc(root: str | os.PathLike[str], split: str | None = None) -> AnnotatedDataset:
     """Read the photos of a split and their objects.
 
     root: see `find_voc`. split: a file of ImageSets/Main without its ".txt", such as "test"; it may be left out where
@@ -50,7 +50,7 @@ def read_voc(root: str | os.PathLike[str], split: str | None = None) -> Annotate
         path = files.get(name)
         if path is None:
             missing = os.path.join(folder, "JPEGImages", name)
-            failures.append((missing, f"{shown(missing)}: the split lists it, but there is no such photo"))
+            failures.append((missing, f"{format_path(missing)}: the split lists it, but there is no such photo"))
             continue
         try:
             size, objects = _annotation(folder / "Annotations" / f"{name}.xml")
@@ -59,9 +59,9 @@ def read_voc(root: str | os.PathLike[str], split: str | None = None) -> Annotate
             failures.append((str(path), str(error)))
     if not photos:
         first = f" The first: {failures[0][1]}" if failures else ""
-        raise GradlightError(f"{shown(folder)}: none of the {len(names)} photos of the split can be used.{first}")
+        raise GradlightError(f"{format_path(folder)}: none of the {len(names)} photos of the split can be used.{first}")
     categories = sorted({thing.name for photo in photos for thing in photo.objects})
-    return Annotated(tuple(photos), tuple(categories), tuple(failures), {})
+    return AnnotatedDataset(tuple(photos), tuple(categories), tuple(failures), {})
 
 
 def _is_voc(folder: Path) -> bool:
@@ -81,10 +81,10 @@ def _one(root: str | os.PathLike[str]) -> Path:
     if len(found) == 1:
         return found[0]
     if found:
-        listed = ", ".join(shown(folder) for folder in found)
-        raise GradlightError(f"{shown(root)}: there are several VOC data sets here. Give one of {listed}.")
+        listed = ", ".join(format_path(folder) for folder in found)
+        raise GradlightError(f"{format_path(root)}: there are several VOC data sets here. Give one of {listed}.")
     raise GradlightError(
-        f"{shown(root)}: not VOC's layout, neither here nor in VOCdevkit: {', '.join(_PARTS)} are expected in one"
+        f"{format_path(root)}: not VOC's layout, neither here nor in VOCdevkit: {', '.join(_PARTS)} are expected in one"
         " folder. Give that folder or VOCdevkit."
     )
 
@@ -95,7 +95,7 @@ def _split_file(folder: Path, split: str | None) -> Path:
     try:
         known = sorted(Path(entry.name).stem for entry in os.scandir(sets) if entry.name.endswith(".txt"))
     except OSError as error:
-        raise GradlightError(f"{shown(sets)}: cannot be listed: {error.strerror}. Check the folder.") from error
+        raise GradlightError(f"{format_path(sets)}: cannot be listed: {error.strerror}. Check the folder.") from error
     whole = [name for name in known if "_" not in name or name.rpartition("_")[2] not in known]
     if split is None and len(whole) == 1:
         return sets / f"{whole[0]}.txt"
@@ -105,14 +105,14 @@ def _split_file(folder: Path, split: str | None) -> Path:
     more = f" and {len(known) - len(whole)} of single classes" if len(known) > len(whole) else ""
     asked = "no split was chosen" if split is None else f"there is no split {split!r}.{nearest(split, known)}"
     raise GradlightError(
-        f"{shown(sets)}: {asked.rstrip('.')}. {there}{more}. Give one: --split {(whole or ['test'])[0]}"
+        f"{format_path(sets)}: {asked.rstrip('.')}. {there}{more}. Give one: --split {(whole or ['test'])[0]}"
     )
 
 
 def _names(path: Path) -> list[str]:
     content = read_whole(path, _MOST_NAMES, _ADVICE)
     if b"\0" in content:
-        raise GradlightError(f"{shown(path)}: not a split: one name of a photo a line is expected, in UTF-8.")
+        raise GradlightError(f"{format_path(path)}: not a split: one name of a photo a line is expected, in UTF-8.")
     lines = [line.strip() for line in content.decode("utf-8-sig", "surrogateescape").split("\n") if line.strip()]
     rows = [line.rsplit(maxsplit=1) for line in lines]
     # The splits of single classes say of each photo: 1, the class is there; 0, it is hard to see; -1, it is not.
@@ -125,7 +125,7 @@ def _photos_of(folder: Path) -> dict[str, Path]:
     try:
         names = sorted(entry.name for entry in os.scandir(folder))
     except OSError as error:
-        raise GradlightError(f"{shown(folder)}: cannot be listed: {error.strerror}. Check the folder.") from error
+        raise GradlightError(f"{format_path(folder)}: cannot be listed: {error.strerror}. Check the folder.") from error
     photos: dict[str, Path] = {}
     for path in map(Path, names):
         if path.suffix.lower() in IMAGE_SUFFIXES:
@@ -150,9 +150,9 @@ def _annotation(path: Path) -> tuple[tuple[int, int], tuple[AnnotatedObject, ...
         size = _whole(root, "size/width"), _whole(root, "size/height")
         return size, tuple(_object(element) for element in root.findall("object"))
     except GradlightError as error:
-        raise GradlightError(f"{shown(path)}: not used: {error}. Check this file.") from error
+        raise GradlightError(f"{format_path(path)}: not used: {error}. Check this file.") from error
     except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise GradlightError(f"{shown(path)}: not XML: {error}. Get a whole copy of it.") from error
+        raise GradlightError(f"{format_path(path)}: not XML: {error}. Get a whole copy of it.") from error
 
 
 def _object(element: ElementTree.Element) -> AnnotatedObject:

@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from ...errors import GradlightError
-from ...files import PathLike, open_regular, shown
+from ...files import PathLike, format_path, open_regular
 from .safety import ShardList, map_danger, path_danger
 from .schema import chunk_danger, filters_missing, pipeline
 from .validation import foreign
@@ -40,11 +40,11 @@ def open_ours(path: PathLike) -> h5py.File:
     """Open a file of this format for reading; raises GradlightError for anything else."""
     open_regular(path).close()
     if not h5py.is_hdf5(os.fsdecode(path)):
-        raise GradlightError(f"{shown(path)}: not an HDF5 file. Give a file that gradlight has saved.")
+        raise GradlightError(f"{format_path(path)}: not an HDF5 file. Give a file that gradlight has saved.")
     file = h5py.File(os.fsdecode(path), "r")
     try:
         if reason := foreign(file):
-            raise GradlightError(f"{shown(path)}: {reason}.")
+            raise GradlightError(f"{format_path(path)}: {reason}.")
     except BaseException:
         file.close()
         raise
@@ -61,14 +61,14 @@ def damage_explained(path: PathLike) -> Iterator[None]:
     # Damage shows anywhere in the HDF5 library: as OSError, RuntimeError, KeyError, ValueError …
     except Exception as error:
         raise GradlightError(
-            f"{shown(path)}: damaged or truncated, or being written by another program ({error}). Get a whole copy."
+            f"{format_path(path)}: damaged or truncated, or being written by another program ({error}). Get a whole copy."
         ) from error
 
 
 def refusal(path: PathLike, reason: str) -> GradlightError:
     """Make the error for a file that could do harm."""
     advice = "gradlight writes no such file: get it again, from a source you trust"
-    return GradlightError(f"{shown(path)}: refused, because {reason}; {advice}.")
+    return GradlightError(f"{format_path(path)}: refused, because {reason}; {advice}.")
 
 
 def signature(path: Path) -> tuple[int, int]:
@@ -130,7 +130,7 @@ class PlainBlocks:
                 raise refusal(self._path, reason)
             filters = pipeline(data.id.get_create_plist())
             if missing := filters_missing(filters):
-                raise GradlightError(f"{shown(self._path)}: {missing}")
+                raise GradlightError(f"{format_path(self._path)}: {missing}")
             known = _Dataset(data, data.chunks, math.prod(data.chunks or ()) * data.dtype.itemsize, filters)
             self._datasets[name] = known
         return known
@@ -169,7 +169,7 @@ class ShardBlocks:
                 data = blocks.dataset(name).data
                 if (data.shape, data.dtype) != ((stop - start, *whole.shape[1:]), whole.dtype):
                     raise GradlightError(
-                        f"{shown(self._folder / shard)}: {name} holds {data.dtype} {[*data.shape]}, and its index "
+                        f"{format_path(self._folder / shard)}: {name} holds {data.dtype} {[*data.shape]}, and its index "
                         f"expects {whole.dtype} {[stop - start, *whole.shape[1:]]}. Make the index again."
                     )
             out[first:end] = blocks.read(name, rows[first:end] - start)

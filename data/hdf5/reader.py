@@ -14,13 +14,13 @@ import h5py
 import numpy as np
 
 from ...errors import GradlightError, nearest
-from ...files import INDEX, PathLike, refuse_broken_seal, shown
+from ...files import INDEX, PathLike, format_path, refuse_broken_seal
 from .blocks import Blocks, PlainBlocks, ShardBlocks, damage_explained, open_ours, positions, refusal, signature
 from .safety import ShardList, attribute, danger, map_datasets, shard_list
-from .schema import TABLES, Failure, Header, ImageRow, LayerRow, TargetRow, location, shown_key
+from .schema import TABLES, Failure, Header, ImageRow, LayerRow, TargetRow, format_key, location
 from .validation import problems, summary, view_problems
 
-__all__ = ["MapsFile", "Rows", "open_maps"]
+__all__ = ["MapsFile", "StoredRows", "open_maps"]
 
 _SMALL = 2**26  # bytes that are read in a moment
 
@@ -28,7 +28,7 @@ Row = TypeVar("Row", covariant=True)
 Key = tuple[str, str]
 
 
-class Rows(Sequence[Row]):
+class StoredRows(Sequence[Row]):
     """The rows of a table, each made when it is asked for."""
 
     def __init__(self, count: int, make: Callable[[int], Row]) -> None:
@@ -65,7 +65,7 @@ class MapsFile:
     """
 
     def __init__(self, path: PathLike) -> None:
-        shown(path)  # refuses what is no path
+        format_path(path)  # refuses what is no path
         self.path = Path(os.fsdecode(path))
         self._where = Path(os.path.abspath(self.path))
         self._columns: dict[tuple[str, str], np.ndarray] = {}
@@ -86,7 +86,9 @@ class MapsFile:
         if reason := danger(file):
             raise refusal(self.path, reason)
         if wrong := problems(file):
-            raise GradlightError(f"{shown(self.path)}: not a sound gradlight file: {summary(wrong)}. Save it again.")
+            raise GradlightError(
+                f"{format_path(self.path)}: not a sound gradlight file: {summary(wrong)}. Save it again."
+            )
         self.header = _header(file)
         self.model, self.objective, self.meta = self.header.model, self.header.objective, self.header.meta
         self.weights_sha256, self.gradlight_version = self.header.weights_sha256, self.header.gradlight_version
@@ -96,9 +98,9 @@ class MapsFile:
         self.layers: dict[Key, LayerRow] = {key: _layer_row(data) for key, data in datasets.items()}
         self._kinds = {key: (tuple(map(int, data.shape)), data.dtype) for key, data in datasets.items()}
         counts = {table: len(file[table][column]) for table, (column, *_) in TABLES.items()}
-        self.images: Sequence[ImageRow] = Rows(counts["images"], self._image)
-        self.targets: Sequence[TargetRow] = Rows(counts["targets"], self._target)
-        self.failures: Sequence[Failure] = Rows(counts["failures"], self._failure)
+        self.images: Sequence[ImageRow] = StoredRows(counts["images"], self._image)
+        self.targets: Sequence[TargetRow] = StoredRows(counts["targets"], self._target)
+        self.failures: Sequence[Failure] = StoredRows(counts["failures"], self._failure)
 
     @property
     def target_images(self) -> np.ndarray:
@@ -193,22 +195,22 @@ class MapsFile:
     def refuse_change(self, expected: tuple[int, int]) -> None:
         """Raise GradlightError where the file is not the one of this size and time of change."""
         if signature(self._where) != expected:
-            raise GradlightError(f"{shown(self.path)}: changed since it was opened. Open it again.")
+            raise GradlightError(f"{format_path(self.path)}: changed since it was opened. Open it again.")
 
     def _refuse_closed(self) -> None:
         if self._closed:
-            raise GradlightError(f"{shown(self.path)}: was closed. Open it again to read from it.")
+            raise GradlightError(f"{format_path(self.path)}: was closed. Open it again to read from it.")
 
     def _kind(self, key: Key) -> tuple[tuple[int, ...], np.dtype]:
         if found := self._kinds.get(key):
             return found
         near = nearest("/".join(map(str, key)), ["/".join(known) for known in self._kinds])
-        raise GradlightError(f"{shown(self.path)}: no maps of {shown_key(key)}.{near}")
+        raise GradlightError(f"{format_path(self.path)}: no maps of {format_key(key)}.{near}")
 
     def _image(self, row: int) -> ImageRow:
         path, sha256, width, height, view = (self.column("images", name)[row] for name in TABLES["images"])
         if wrong := next(view_problems([view], row), None):
-            raise GradlightError(f"{shown(self.path)}: not a sound gradlight file: {wrong}. Save it again.")
+            raise GradlightError(f"{format_path(self.path)}: not a sound gradlight file: {wrong}. Save it again.")
         return ImageRow(_text(path), _text(sha256), int(width), int(height), json.loads(_text(view)))
 
     def _target(self, row: int) -> TargetRow:

@@ -19,8 +19,8 @@ import numpy as np
 from .schema import LARGEST_MAP, TABLES, location, pipeline, pipeline_danger
 
 __all__ = [
-    "Shard",
     "ShardList",
+    "StoredShard",
     "attribute",
     "danger",
     "escaped",
@@ -35,7 +35,7 @@ _FOLDER = re.compile(r"[^/\\\0]*\.shards")
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.h5")
 
 
-class Shard(NamedTuple):
+class StoredShard(NamedTuple):
     """Name a shard and the numbers of its rows."""
 
     name: str
@@ -48,7 +48,7 @@ class ShardList(NamedTuple):
     """Name the folder beside an index, and its files in the order of the rows."""
 
     folder: str
-    files: tuple[Shard, ...]
+    files: tuple[StoredShard, ...]
 
     def is_plain(self) -> bool:
         """Tell whether the names are plain ones that lead nowhere else, each once, and the counts are counts."""
@@ -77,7 +77,7 @@ def shard_list(text: object) -> ShardList | None:
         return None
     try:
         found = json.loads(text)
-        shards = ShardList(found["folder"], tuple(Shard(*shard) for shard in found["files"]))
+        shards = ShardList(found["folder"], tuple(StoredShard(*shard) for shard in found["files"]))
         return shards if shards.is_plain() else None
     except (TypeError, ValueError, KeyError, RecursionError):
         return None

@@ -53,13 +53,13 @@ __all__ = [
     "as_json",
     "chunk_danger",
     "filters_missing",
+    "format_key",
     "halved",
     "largest_chunk",
     "location",
     "options",
     "pipeline",
     "pipeline_danger",
-    "shown_key",
     "stored_array",
     "stored_key",
 ]
@@ -187,7 +187,7 @@ def stored_key(key: tuple[str, str]) -> tuple[str, str]:
 
 def stored_array(key: tuple[str, str], array: np.ndarray) -> np.ndarray:
     """Give maps as float32 [M,h,w]; raises GradlightError for another shape, for NaN, and for maps of absurd size."""
-    where = f"the maps of {shown_key(key)}"
+    where = f"the maps of {format_key(key)}"
     given = np.asarray(array)
     if given.ndim != 3 or 0 in given.shape[1:] or given.dtype.kind not in "fiu":
         raise GradlightError(f"{where} must be real numbers [M,h,w], got {given.dtype} {[*given.shape]}")
@@ -219,7 +219,7 @@ def location(top: str, key: tuple[str, str]) -> str:
     return f"/{top}/{key[0]}/{key[1]}"
 
 
-def shown_key(key: tuple[str, str]) -> str:
+def format_key(key: tuple[str, str]) -> str:
     """Name a method and a layer in a message."""
     return f"method {key[0]!r} at layer {key[1]!r}"
 

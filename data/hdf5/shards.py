@@ -18,10 +18,10 @@ import h5py
 import numpy as np
 
 from ...errors import GradlightError
-from ...files import INDEX, PathLike, Spill, replace_file, seal, shown, spilling
+from ...files import INDEX, PathLike, Spill, format_path, replace_file, seal, spilling
 from .reader import MapsFile
-from .safety import Shard, ShardList, escaped
-from .schema import COLUMN_DTYPES, TABLES, Header, LayerRow, location, options, shown_key
+from .safety import ShardList, StoredShard, escaped
+from .schema import COLUMN_DTYPES, TABLES, Header, LayerRow, format_key, location, options
 from .writer import (
     create_maps,
     create_scale,
@@ -49,7 +49,7 @@ class Joined(NamedTuple):
     layers: dict[Key, LayerRow]
     kinds: dict[Key, Kind]
     columns: dict[str, dict[str, np.ndarray]]
-    shards: tuple[Shard, ...]
+    shards: tuple[StoredShard, ...]
     indexes: tuple[str, ...]  # the names of those that are indexes themselves
 
 
@@ -67,8 +67,8 @@ def joined(paths: Sequence[PathLike]) -> Joined:
         with MapsFile(path) as file:
             part = part_of(file)
         if parts and (found := list(differences(first[1] if first else parts[0], part))):
-            other = shown(first[0] if first else paths[0])
-            raise GradlightError(f"{shown(path)} and {other} do not belong together: {'; '.join(found)}.")
+            other = format_path(first[0] if first else paths[0])
+            raise GradlightError(f"{format_path(path)} and {other} do not belong together: {'; '.join(found)}.")
         if first is None and part.shards[0].targets:
             first = path, part
         parts.append(part)
@@ -93,16 +93,16 @@ def differences(one: Joined, other: Joined) -> Iterator[str]:
     if not (one.shards[0].targets and other.shards[0].targets):
         return
     for key in one.layers.keys() ^ other.layers.keys():
-        yield f"only one has maps of {shown_key(key)}"
+        yield f"only one has maps of {format_key(key)}"
     for key in one.layers.keys() & other.layers.keys():
         for name in ("depth", "stride"):
             if (a := getattr(one.layers[key], name)) != (b := getattr(other.layers[key], name)):
-                yield f"they differ in the {name} of {shown_key(key)}{_both(a, b)}"
+                yield f"they differ in the {name} of {format_key(key)}{_both(a, b)}"
         (shape, dtype), (other_shape, other_dtype) = one.kinds[key], other.kinds[key]
         if shape[1:] != other_shape[1:]:
-            yield f"they differ in the grid of {shown_key(key)}{_both(shape[1:], other_shape[1:])}"
+            yield f"they differ in the grid of {format_key(key)}{_both(shape[1:], other_shape[1:])}"
         if dtype != other_dtype:
-            yield f"they differ in the dtype of {shown_key(key)}{_both(str(dtype), str(other_dtype))}"
+            yield f"they differ in the dtype of {format_key(key)}{_both(str(dtype), str(other_dtype))}"
 
 
 def _both(one: object, other: object) -> str:
@@ -112,9 +112,9 @@ def _both(one: object, other: object) -> str:
 
 def part_of(file: MapsFile) -> Joined:
     """Give what one file holds, as if it were put together of itself alone."""
-    counts = Shard(file.path.name, len(file.images), len(file.targets), len(file.failures))
+    counts = StoredShard(file.path.name, len(file.images), len(file.targets), len(file.failures))
     kinds = {key: (file.shape(key), file.dtype(key)) for key in file.layers}
-    indexes = (shown(file.path),) if file.shards else ()
+    indexes = (format_path(file.path),) if file.shards else ()
     return Joined(file.header, file.layers, kinds, file.columns(), (counts,), indexes)
 
 
@@ -185,7 +185,7 @@ def copy_into(
     options(compression)
     target = destination(path, overwrite=overwrite)
     if target in (Path(os.path.realpath(os.fsdecode(shard))) for shard in shards):
-        raise GradlightError(f"{shown(path)}: is one of the files to be copied. Choose another name.")
+        raise GradlightError(f"{format_path(path)}: is one of the files to be copied. Choose another name.")
     whole = joined(shards)
 
     def fill() -> None:
@@ -206,7 +206,7 @@ def _write(path: PathLike, work: Callable[[], None]) -> None:
         work()
     except OSError as error:
         raise GradlightError(
-            f"{shown(path)}: cannot be written ({error}). Check the folder's permissions and the free space."
+            f"{format_path(path)}: cannot be written ({error}). Check the folder's permissions and the free space."
         ) from error
 
 
@@ -215,19 +215,19 @@ def _folder(path: PathLike, target: Path, shards: Sequence[PathLike]) -> str:
     folders = {place.parent for place in places}
     folder = folders.pop() if len(folders) == 1 else None
     if folder is not None and os.path.realpath(folder.parent) == str(target.parent):
-        found = ShardList(folder.name, tuple(Shard(place.name, 0, 0, 0) for place in places))
+        found = ShardList(folder.name, tuple(StoredShard(place.name, 0, 0, 0) for place in places))
         if found.is_plain():
             return folder.name
     found_in = _few(sorted({str(place.parent) for place in places}))
     raise GradlightError(
-        f"{shown(path)}: the shards of an index are files NAME.h5, each once, in one folder beside it that is named "
+        f"{format_path(path)}: the shards of an index are files NAME.h5, each once, in one folder beside it that is named "
         f"in UTF-8 like {target.stem}.shards; got {len(shards)} files in {found_in}"
         ". Move them there, or copy them into one file."
     )
 
 
 def _few(names: Sequence[str]) -> str:
-    return ", ".join(map(shown, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return ", ".join(map(format_path, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _fill(file: h5py.File, whole: Joined, complete: bool) -> None:

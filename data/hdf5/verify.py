@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from ...errors import GradlightError
-from ...files import PathLike, refuse_broken_seal, shown
+from ...files import PathLike, format_path, refuse_broken_seal
 from .reader import MapsFile
-from .safety import Shard, ShardList
+from .safety import ShardList, StoredShard
 from .schema import TABLES, location
 from .shards import Joined, differences, part_of
 from .validation import view_problems
@@ -38,7 +38,7 @@ def verify(path: PathLike) -> list[str]:
 
 def _table_problems(file: MapsFile) -> Iterator[str]:
     views = file.columns()["images"]["view"]
-    yield from (f"{shown(file.path)}: {wrong}" for wrong in view_problems(views))
+    yield from (f"{format_path(file.path)}: {wrong}" for wrong in view_problems(views))
 
 
 def _map_problems(file: MapsFile) -> Iterator[str]:
@@ -46,7 +46,7 @@ def _map_problems(file: MapsFile) -> Iterator[str]:
         count, height, width = file.shape(key)
         step = max(1, _BLOCK_BYTES // (height * width * 4))
         for start in range(0, count, step):
-            where = f"{shown(file.path)}: {location('maps', key)}, rows {start} to {min(start + step, count) - 1}"
+            where = f"{format_path(file.path)}: {location('maps', key)}, rows {start} to {min(start + step, count) - 1}"
             try:
                 values, scale = file.stored(key, np.s_[start : start + step])
             except GradlightError as error:
@@ -71,16 +71,16 @@ def _index_problems(file: MapsFile, shards: ShardList) -> Iterator[str]:
                     yield from _table_problems(part)
                     yield from _map_problems(part)
                     yield from (
-                        f"{shown(path)}: {wrong}" for wrong in _disagreements(whole, part_of(part), shard, starts)
+                        f"{format_path(path)}: {wrong}" for wrong in _disagreements(whole, part_of(part), shard, starts)
                     )
                 else:
-                    yield f"{shown(path)}: is itself an index, and not a shard"
+                    yield f"{format_path(path)}: is itself an index, and not a shard"
         except GradlightError as error:
             yield str(error)
         starts = {table: start + count for (table, start), count in zip(starts.items(), shard[1:], strict=True)}
 
 
-def _disagreements(whole: Joined, part: Joined, named: Shard, starts: dict[str, int]) -> Iterator[str]:
+def _disagreements(whole: Joined, part: Joined, named: StoredShard, starts: dict[str, int]) -> Iterator[str]:
     yield from (f"its index disagrees: {wrong}" for wrong in differences(whole, part))
     if whole.header.complete and not part.header.complete:
         yield "is not complete, and its index says that everything is"

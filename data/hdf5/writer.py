@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 
 from ...errors import GradlightError, nearest
-from ...files import PathLike, refuse_broken_seal, replace_file, seal, shown
+from ...files import PathLike, format_path, refuse_broken_seal, replace_file, seal
 from .reader import MapsFile
 from .schema import (
     COLUMN_DTYPES,
@@ -33,10 +33,10 @@ from .schema import (
     StoredMaps,
     TargetRow,
     as_cell,
+    format_key,
     halved,
     largest_chunk,
     options,
-    shown_key,
     stored_array,
     stored_key,
 )
@@ -121,7 +121,7 @@ def create_maps(
     """Create the empty dataset of the maps [M,h,w] of one method at one layer."""
     if (size := shape[1] * shape[2] * dtype.itemsize) > (most := largest_chunk(compression)):
         raise GradlightError(
-            f"the maps of {shown_key(key)} have {size:,} bytes each, and compression={compression!r} takes up to "
+            f"the maps of {format_key(key)} have {size:,} bytes each, and compression={compression!r} takes up to "
             f"{most:,}: use compression='gzip'"
         )
     dataset = parent_group(file, "maps", key).create_dataset(
@@ -187,7 +187,7 @@ def write(
         replace_file(target, content)
     except OSError as error:
         raise GradlightError(
-            f"{shown(path)}: cannot be written ({error}). Check the folder's permissions and the free space."
+            f"{format_path(path)}: cannot be written ({error}). Check the folder's permissions and the free space."
         ) from error
 
 
@@ -252,7 +252,7 @@ def _refuse_bomb(file: MapsFile) -> None:
     needed = sum(4 * int(np.prod(file.shape(key), dtype=np.int64)) for key in file.layers)
     if needed > _MANY_BYTES and needed > _MANY_TIMES * (size := file.stored_bytes()):
         raise GradlightError(
-            f"{shown(file.path)}: its {size:,} bytes stand for {needed:,} bytes of maps. Read them a few rows at a "
+            f"{format_path(file.path)}: its {size:,} bytes stand for {needed:,} bytes of maps. Read them a few rows at a "
             "time, with MapsFile."
         )
 
@@ -262,11 +262,11 @@ def destination(path: PathLike, *, overwrite: bool = False) -> Path:
 
     Raises GradlightError for a missing folder and for what must not be replaced.
     """
-    name = shown(path)
+    name = format_path(path)
     try:
         target = Path(os.path.realpath(os.fsdecode(path)))  # a link stays a link, and its file is replaced
         if not target.parent.is_dir():
-            raise GradlightError(f"{name}: the folder {shown(target.parent)} does not exist. Create it first.")
+            raise GradlightError(f"{name}: the folder {format_path(target.parent)} does not exist. Create it first.")
         mode = target.stat().st_mode
     except FileNotFoundError:
         return target

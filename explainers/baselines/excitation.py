@@ -44,19 +44,19 @@ def contrastive_excitation_backprop(objective: Objective, pixels: Tensor, target
     1 at that layer's input, goes down from there. Cost and errors as for `excitation_backprop`. (Zhang et al. 2016,
     section 3.3; TorchRay with the last layer's input as its contrast layer.)
     """
-    calls: list[_Call] = []
+    calls: list[_ExcitationCall] = []
     rules = _rules("contrastive_excitation_backprop", calls)
     return one_tap(rules, objective, pixels, target, layer).gradient.sum(1).clamp(min=0)
 
 
 @dataclass
-class _Call:
+class _ExcitationCall:
     """One run of a weighted layer; last: no other one came after it."""
 
     last: bool = True
 
 
-def _rules(method: str, calls: list[_Call]) -> Rules:
+def _rules(method: str, calls: list[_ExcitationCall]) -> Rules:
     contrastive = method.startswith("contrastive")
     table: dict[str, Rule] = {
         **dict.fromkeys(_WEIGHTED, partial(_weighted, calls=calls, contrastive=contrastive)),
@@ -69,11 +69,11 @@ def _rules(method: str, calls: list[_Call]) -> Rules:
 
 
 def _weighted(
-    func: Any, x: Tensor, weight: Tensor, *args: Any, calls: list[_Call], contrastive: bool, **kwargs: Any
+    func: Any, x: Tensor, weight: Tensor, *args: Any, calls: list[_ExcitationCall], contrastive: bool, **kwargs: Any
 ) -> Tensor:
     for call in calls[-1:]:
         call.last = False
-    calls.append(call := _Call())
+    calls.append(call := _ExcitationCall())
     others = args[1:]  # without the bias
     stays = {key: value for key, value in kwargs.items() if key != "bias"}
 

@@ -55,7 +55,7 @@ def _table(epsilon: float) -> dict[str, Any]:
 
 
 @dataclass
-class _Call:
+class _RelevanceCall:
     """One run of a weighted layer, and the norm that came right after it: its factor and shift per channel."""
 
     factor: Tensor | None = None
@@ -82,7 +82,7 @@ def _weighted(
     *args: Any,
     **kwargs: Any,
 ) -> Tensor:
-    call = _Call()
+    call = _RelevanceCall()
 
     def run(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         result: Tensor = func(x, weight, bias, *args, **kwargs)
@@ -112,7 +112,7 @@ def _plus(run: Linear, x: Tensor, weight: Tensor, bias: Tensor | None, quotient:
 def _normed(func: Any, x: Tensor, mean: Tensor, var: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Hand it on as it is; right after a weighted layer, tell that layer to take this norm into its weights."""
     call = getattr(x.grad_fn, "call", None)
-    if isinstance(call, _Call):
+    if isinstance(call, _RelevanceCall):
         zero, one = (torch.full_like(mean, value).unsqueeze(0) for value in (0.0, 1.0))
         shift: Tensor = func(zero, mean, var, *args, **kwargs)
         call.shift = shift[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .gradients import stepped
+from .gradients import per_sample_meta_step
 from .weights import NotCoveredError
 
-__all__ = ["NotCoveredError", "stepped"]
+__all__ = ["NotCoveredError", "per_sample_meta_step"]

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import grad
 
-from .function_mode import Call, Note
+from .function_mode import Note, PerSampleCall
 from .weights import NotCoveredError, Weight, few, shaped
 
 __all__ = ["CONVOLUTIONS"]
@@ -124,7 +124,7 @@ def _places(field: Tensor, count: int) -> Tensor:
 
 
 def _convolution(
-    call: Call,
+    call: PerSampleCall,
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -170,7 +170,7 @@ def _padded(input: Tensor, kernel: tuple[int, ...], dilation: tuple[int, ...]) -
     return F.pad(input, sides), 0
 
 
-def _note(call: Call, sliding: _Sliding, input: Tensor, weight: Weight | None, bias: Weight | None) -> Note:
+def _note(call: PerSampleCall, sliding: _Sliding, input: Tensor, weight: Weight | None, bias: Weight | None) -> Note:
     seen, version, count = input.detach(), input._version, call.count
 
     def note(gradient: Tensor) -> None:

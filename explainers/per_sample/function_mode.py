@@ -20,10 +20,10 @@ from torch.overrides import TorchFunctionMode
 from .weights import Derived, NotCoveredError, Version, Weight
 
 __all__ = [
-    "Call",
-    "Layout",
-    "Layouts",
+    "BatchLayout",
+    "BatchLayouts",
     "PerImage",
+    "PerSampleCall",
     "asks",
     "key_of",
     "leaves",
@@ -67,14 +67,14 @@ Rule = Callable[..., Any]
 
 
 @dataclass(frozen=True)
-class Layout:
+class BatchLayout:
     """Where the batch lies in the tensors of a call, given and returned; None where it does not."""
 
     given: tuple[int | None, ...]
     returned: tuple[int | None, ...]
 
 
-Layouts = dict[Any, Layout]
+BatchLayouts = dict[Any, BatchLayout]
 """What is known of a network's calls, by function, origin of the weights, and number of axes of each tensor."""
 
 _QUESTIONS = frozenset(
@@ -138,7 +138,7 @@ class PerImage(TorchFunctionMode):
     """
 
     def __init__(
-        self, weights: Iterable[Weight], layouts: Layouts, rules: dict[Any, Rule], count: int, *, settled: bool
+        self, weights: Iterable[Weight], layouts: BatchLayouts, rules: dict[Any, Rule], count: int, *, settled: bool
     ) -> None:
         super().__init__()
         self.known: dict[int, Version] = {id(weight.tensor): weight for weight in weights}
@@ -149,7 +149,7 @@ class PerImage(TorchFunctionMode):
         kwargs = kwargs or {}
         if not any(id(tensor) in self.known for tensor in leaves((args, kwargs))) or asks(func):
             return func(*args, **kwargs)
-        call = Call(self, func, args, kwargs)
+        call = PerSampleCall(self, func, args, kwargs)
         rule = self.rules.get(func)
         result = NotImplemented if rule is None else rule(call, *args, **kwargs)
         return call.one_by_one() if result is NotImplemented else result
@@ -168,7 +168,7 @@ class _Begin(torch.autograd.Function):
         return None, gradients[0].new_empty(0)
 
 
-class Call:
+class PerSampleCall:
     """One call of a torch function with at least one tensor that differs by image."""
 
     def __init__(self, run: PerImage, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -15,19 +15,19 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 
 from ...models.objective import Objective, Targets
-from ..meta import Meta, moved
-from .function_mode import Layouts
+from ..meta import Meta, meta_step
+from .function_mode import BatchLayouts
 from .probe import learn
 from .step import Collected, chosen, collected, running, weights_of
 from .weights import NotCoveredError
 
-__all__ = ["NotCoveredError", "stepped"]
+__all__ = ["NotCoveredError", "per_sample_meta_step"]
 
 
 class _Learnt:
     """What is known of one network with pixels of one kind; layouts is None if it cannot be followed."""
 
-    def __init__(self, weights: list[nn.Parameter], layouts: Layouts | None) -> None:
+    def __init__(self, weights: list[nn.Parameter], layouts: BatchLayouts | None) -> None:
         self.weights, self.layouts = weights, layouts
 
     def holds(self, weights: list[nn.Parameter]) -> bool:
@@ -40,17 +40,19 @@ _learnt: WeakKeyDictionary[nn.Module, dict[Any, _Learnt]] = WeakKeyDictionary()
 
 
 @contextmanager
-def stepped(objective: Objective, pixels: Tensor, targets: Targets | None, meta: Meta) -> Iterator[Targets]:
+def per_sample_meta_step(
+    objective: Objective, pixels: Tensor, targets: Targets | None, meta: Meta
+) -> Iterator[Targets]:
     """Let every image of a batch [B,3,H,W] run with its own θ', inside `preserved`, and give the targets.
 
     targets: fixed ones; None lets the objective choose from the very pass that collects the gradients. The step is for
     the first target of each image. While entered, runs of the objective on as many images in the same order are at
     θ', differentiable in everything but the weights. Raises NotCoveredError, on entering or inside, for a network that
-    has no batched form; `moved` serves those image by image.
+    has no batched form; `meta_step` serves those image by image.
     """
     if len(pixels) == 1:
         targets = chosen(objective, pixels) if targets is None else targets
-        with moved(objective, pixels, targets[0][0], meta):
+        with meta_step(objective, pixels, targets[0][0], meta):
             yield targets
         return
     layouts, batch = _collected(objective, pixels, targets)
@@ -64,7 +66,7 @@ def _kind(objective: Objective, pixels: Tensor) -> Any:
     return type(objective), pixels.device, pixels.dtype, tuple(pixels.shape[1:])
 
 
-def _collected(objective: Objective, pixels: Tensor, targets: Targets | None) -> tuple[Layouts, Collected]:
+def _collected(objective: Objective, pixels: Tensor, targets: Targets | None) -> tuple[BatchLayouts, Collected]:
     """Collect the gradients; a network that makes a new call, for a longer caption perhaps, is looked at again."""
     known, kind, weights = _learnt.setdefault(objective.network, {}), _kind(objective, pixels), weights_of(objective)
     learnt = known.get(kind)

@@ -17,8 +17,8 @@ from torch.overrides import TorchFunctionMode
 
 from ...models.objective import Objective, Targets
 from ...models.preserve import trainable
-from ..meta import Meta, moved
-from .function_mode import Layout, Layouts, asks, key_of, leaves, named, overwrites
+from ..meta import Meta, meta_step
+from .function_mode import BatchLayout, BatchLayouts, asks, key_of, leaves, named, overwrites
 from .step import collected, running, weights_of
 from .weights import Derived, NotCoveredError, Version, Weight
 
@@ -49,7 +49,7 @@ class _Print:
         return not abs(self.ordered - other.ordered) > _SAME * self.size + 1e-12
 
 
-class _Watch(TorchFunctionMode):
+class _ProbeMode(TorchFunctionMode):
     """Follow what becomes of the weights and of the images in one run; `meet` is told of every call with weights.
 
     Anything that is made of weights, and of no image, counts as a weight.
@@ -81,7 +81,7 @@ class _Watch(TorchFunctionMode):
         return answer
 
 
-class _Alone(_Watch):
+class _Alone(_ProbeMode):
     """Remember the calls of a run on one image."""
 
     def __init__(self, weights: list[nn.Parameter], pixels: Tensor) -> None:
@@ -97,13 +97,13 @@ class _Alone(_Watch):
         return answer
 
 
-class _Together(_Watch):
+class _Together(_ProbeMode):
     """Compare a run on two images with that on the first alone, call by call."""
 
     def __init__(self, weights: list[nn.Parameter], pixels: Tensor, alone: _Alone) -> None:
         super().__init__(weights, pixels)
         self.known: dict[int, Version] = {id(weight): Weight(weight, 2, at) for at, weight in enumerate(weights)}
-        self.layouts: Layouts = {}
+        self.layouts: BatchLayouts = {}
         self._calls = iter(alone.calls)
 
     def meet(self, call: tuple[Any, tuple[Any, ...], dict[str, Any]]) -> Any:
@@ -118,10 +118,10 @@ class _Together(_Watch):
         answers = list(leaves(answer))
         if any(id(tensor) in self.known for tensor in tensors):
             after = tuple(_axis(name, *pair) for pair in _pairs(name, returned, answers))
-            self._keep(key, Layout(before, after), answers)
+            self._keep(key, BatchLayout(before, after), answers)
         return answer
 
-    def _keep(self, key: Any, layout: Layout, answers: list[Tensor]) -> None:
+    def _keep(self, key: Any, layout: BatchLayout, answers: list[Tensor]) -> None:
         if self.layouts.setdefault(key, layout) != layout:
             raise NotCoveredError(f"the batch lies elsewhere each time that {key[0]} is called")
         for number, (tensor, axis) in enumerate(zip(answers, layout.returned, strict=True)):
@@ -146,7 +146,7 @@ def _axis(name: str, alone: _Print, together: Tensor) -> int | None:
     return axis
 
 
-def learn(objective: Objective, pixels: Tensor, targets: Targets) -> Layouts:
+def learn(objective: Objective, pixels: Tensor, targets: Targets) -> BatchLayouts:
     """Find the layouts of a network's calls on pixels [B,3,H,W] with one fixed target each, inside `preserved`.
 
     Raises NotCoveredError if the network cannot be followed, whatever the reason is.
@@ -165,7 +165,9 @@ def learn(objective: Objective, pixels: Tensor, targets: Targets) -> Layouts:
         raise NotCoveredError(f"{type(error).__name__}: {error}") from error
 
 
-def _learnt(objective: Objective, weights: list[nn.Parameter], image: Tensor, pair: Tensor, row: Targets) -> Layouts:
+def _learnt(
+    objective: Objective, weights: list[nn.Parameter], image: Tensor, pair: Tensor, row: Targets
+) -> BatchLayouts:
     alone = _Alone(weights, image)
     with trainable(objective.network) as parameters:
         with alone:
@@ -185,7 +187,7 @@ def _losses(objective: Objective, pixels: Tensor, targets: Targets) -> Tensor:
 
 
 def _check(
-    objective: Objective, pair: Tensor, row: Targets, layouts: Layouts, gradients: Gradients, loss: Tensor
+    objective: Objective, pair: Tensor, row: Targets, layouts: BatchLayouts, gradients: Gradients, loss: Tensor
 ) -> None:
     """Compare the first image of two with itself alone: its gradients, and its loss after a step along them."""
     found = collected(objective, pair, [*row, *row], layouts).weights
@@ -198,7 +200,7 @@ def _check(
         weight.settle(step.rate)
     with torch.no_grad(), running(found, layouts, 2, settled=True):
         stepped = _losses(objective, pair, [*row, *row])[0]
-    with moved(objective, pair[:1], row[0][0], step), torch.no_grad():
+    with meta_step(objective, pair[:1], row[0][0], step), torch.no_grad():
         wanted_loss = _losses(objective, pair[:1], row)[0]
     eps = torch.finfo(loss.dtype).eps
     if abs(float(stepped - wanted_loss)) > 0.05 * abs(float(wanted_loss - loss)) + 100 * eps * (1 + abs(float(loss))):

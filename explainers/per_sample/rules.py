@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .convolutions import CONVOLUTIONS
-from .function_mode import Call, Note, Rule
+from .function_mode import Note, PerSampleCall, Rule
 from .weights import NotCoveredError, Weight, shaped
 
 __all__ = ["RULES"]
 
 
-def _linear(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+def _linear(call: PerSampleCall, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
     if not call.direct(input, weight, bias) or input.ndim < 2:
         return NotImplemented
     about, shift = call.weight(weight), call.weight(bias)
@@ -42,7 +42,7 @@ def _linear(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None = Non
     return shaped(result, shape)
 
 
-def _note(call: Call, input: Tensor, weight: Weight | None, bias: Weight | None) -> Note:
+def _note(call: PerSampleCall, input: Tensor, weight: Weight | None, bias: Weight | None) -> Note:
     seen, version, count = input.detach(), input._version, call.count
 
     def note(gradient: Tensor) -> None:
@@ -58,7 +58,7 @@ def _note(call: Call, input: Tensor, weight: Weight | None, bias: Weight | None)
 
 
 def _embedding(
-    call: Call,
+    call: PerSampleCall,
     input: Tensor,
     weight: Tensor,
     padding_idx: int | None = None,
@@ -102,7 +102,7 @@ def _numbered(index: Tensor, rows: int) -> Tensor:
 
 
 def _batch_norm(
-    call: Call,
+    call: PerSampleCall,
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -132,7 +132,7 @@ def _flat(rows: Tensor | None) -> Tensor | None:
 
 
 def _layer_norm(
-    call: Call,
+    call: PerSampleCall,
     input: Tensor,
     normalized_shape: Any,
     weight: Tensor | None = None,
@@ -147,7 +147,7 @@ def _layer_norm(
 
 
 def _group_norm(
-    call: Call,
+    call: PerSampleCall,
     input: Tensor,
     num_groups: int,
     weight: Tensor | None = None,
@@ -173,7 +173,7 @@ def _placed(rows: Tensor, ndim: int, start: int) -> Tensor:
     return rows.view(len(rows), *(1,) * before, *rows.shape[1:], *(1,) * after)
 
 
-def _elementwise(call: Call, one: Any, other: Any, **kwargs: Any) -> Any:
+def _elementwise(call: PerSampleCall, one: Any, other: Any, **kwargs: Any) -> Any:
     """Broadcast a weight over the batch: a position's vector that is added, a layer scale."""
     batched, weight = (one, other) if call.version(one) is None else (other, one)
     if not isinstance(batched, Tensor) or not isinstance(weight, Tensor) or not call.leads(batched):

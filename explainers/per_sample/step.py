@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...models.objective import Objective, Targets
-from .function_mode import Layouts, PerImage
+from .function_mode import BatchLayouts, PerImage
 from .rules import RULES
 from .weights import Weight
 
@@ -20,7 +20,7 @@ def weights_of(objective: Objective) -> list[torch.nn.Parameter]:
     return [parameter for parameter in objective.network.parameters() if parameter.is_floating_point()]
 
 
-def running(weights: list[Weight], layouts: Layouts, count: int, *, settled: bool) -> PerImage:
+def running(weights: list[Weight], layouts: BatchLayouts, count: int, *, settled: bool) -> PerImage:
     """Give the context in which `count` images meet their own versions of the weights."""
     return PerImage(weights, layouts, RULES, count, settled=settled)
 
@@ -39,7 +39,7 @@ class Collected:
     targets: Targets
 
 
-def collected(objective: Objective, pixels: Tensor, targets: Targets | None, layouts: Layouts) -> Collected:
+def collected(objective: Objective, pixels: Tensor, targets: Targets | None, layouts: BatchLayouts) -> Collected:
     """Collect the gradients of the losses of images [B,3,H,W], inside `preserved`; None: the targets are chosen."""
     count = len(pixels)
     weights = [Weight(parameter, count, number) for number, parameter in enumerate(weights_of(objective))]

@@ -111,11 +111,11 @@ def explain(
     precision: Precision = None,
 ) -> None:
     """Explain what a network says of photos, as a picture (.png) or as maps (.h5)."""
-    from .explain import Asked, explain_images
-    from .open_model import Source
+    from .explain import ExplainOptions, explain_images
+    from .open_model import ModelOptions
 
-    asked = Asked(target, methods, layers, combine, meta, batch_size, words, precision)
-    source = Source(model, checkpoint, pretrained, labels, device, encoder)
+    asked = ExplainOptions(target, methods, layers, combine, meta, batch_size, words, precision)
+    source = ModelOptions(model, checkpoint, pretrained, labels, device, encoder)
     raise typer.Exit(explain_images(images, output, source, asked))
 
 
@@ -133,12 +133,12 @@ def caption(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """Say what is in photos, in a sentence each."""
-    from ..models.captioner.search import Saying
+    from ..models.captioner.search import DecodingOptions
     from .caption import caption_images
-    from .open_model import Source
+    from .open_model import ModelOptions
 
-    source = Source(model, None, pretrained, None, device, encoder)
-    saying = Saying(beam_size, max_length, suppress_unk, length_penalty)
+    source = ModelOptions(model, None, pretrained, None, device, encoder)
+    saying = DecodingOptions(beam_size, max_length, suppress_unk, length_penalty)
     raise typer.Exit(caption_images(images, source, saying, as_json))
 
 
@@ -162,9 +162,9 @@ def layers(
 ) -> None:
     """List the spatial layers of a network: name, channels, size."""
     from .inspect import list_layers
-    from .open_model import Source
+    from .open_model import ModelOptions
 
-    list_layers(Source(model, checkpoint, False, labels, "cpu"), stages)
+    list_layers(ModelOptions(model, checkpoint, False, labels, "cpu"), stages)
 
 
 @app.command()

@@ -9,16 +9,16 @@ from typing import Any
 from ..errors import GradlightError, nearest
 from ..models.captioner.checkpoints import read_checkpoint
 from ..models.captioner.format import write_folder
-from ..models.captioner.search import Saying
+from ..models.captioner.search import DecodingOptions
 from .console import interactive, notice
-from .open_model import Source, open_captioner, readable
+from .open_model import ModelOptions, open_captioner, readable
 
 __all__ = ["caption_images", "convert", "train_network"]
 
 _TRAININGS = ("scenes", "captioner")
 
 
-def caption_images(images: list[Path], source: Source, saying: Saying, as_json: bool) -> int:
+def caption_images(images: list[Path], source: ModelOptions, saying: DecodingOptions, as_json: bool) -> int:
     """Print a caption of each photo; give the exit status. Photos that cannot be read are left out and told."""
     good, failures = readable(images)
     model = open_captioner(source)

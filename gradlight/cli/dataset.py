@@ -77,15 +77,15 @@ def export(
     precision: Precision = None,
 ) -> None:
     """Explain a whole data set into one HDF5 file; after any stop, --resume goes on."""
-    from ..export.run import Manner
-    from .explain import Asked
-    from .export import Job, Ways, run
-    from .open_model import Source
+    from ..export.run import ExportOptions
+    from .explain import ExplainOptions
+    from .export import ExportJob, Ways, run
+    from .open_model import ModelOptions
 
-    found = Source(model, checkpoint, pretrained, labels, device, encoder)
-    asked = Asked(target, methods, layers, combine, meta, batch_size, words, precision)
-    manner = Manner(resume, overwrite, copy, readers, shard_size)
-    job = Job(source, annotations, split, kind, output, size, dtype, compression)
+    found = ModelOptions(model, checkpoint, pretrained, labels, device, encoder)
+    asked = ExplainOptions(target, methods, layers, combine, meta, batch_size, words, precision)
+    manner = ExportOptions(resume, overwrite, copy, readers, shard_size)
+    job = ExportJob(source, annotations, split, kind, output, size, dtype, compression)
     raise typer.Exit(run(job, found, asked, Ways(manner, workers, engine, address, gpus, log)))
 
 
@@ -169,9 +169,9 @@ def evaluate(
     """Run the paper's experiments with any network: tables, figures, and a report that goes on after any stop."""
     from .evaluate import evaluate as run
     from .experiments import Options
-    from .open_model import Source
+    from .open_model import ModelOptions
 
-    source = Source(model, checkpoint, pretrained, labels, device)
+    source = ModelOptions(model, checkpoint, pretrained, labels, device)
     options = Options(data, count, annotations, split, methods, layers, target, meta, rates, tolerance, seed)
     run(experiment, source, options, out, output)
 

@@ -15,7 +15,7 @@ from ..evaluation.tables import Result, as_json, csv, markdown
 from ..files import replace_file
 from .console import notice
 from .experiments import EXPERIMENTS, Options, Setting
-from .open_model import Source
+from .open_model import ModelOptions
 
 __all__ = ["evaluate"]
 
@@ -23,7 +23,7 @@ _SAYING = ("word_pointing", "caption_truth")
 _PAPER = [name for name in EXPERIMENTS if name not in _SAYING]
 
 
-def evaluate(experiment: str, source: Source, options: Options, out: Path | None, output: Path | None) -> None:
+def evaluate(experiment: str, source: ModelOptions, options: Options, out: Path | None, output: Path | None) -> None:
     """Run an experiment, or "paper", all of them, and print its tables as Markdown.
 
     out: a folder that gets a report (tables, pictures, figures) and goes on where an earlier run of it was stopped.

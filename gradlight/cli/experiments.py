@@ -21,7 +21,7 @@ from ..evaluation.caption_truth import told as captions_told
 from ..evaluation.class_sensitivity import class_sensitivity
 from ..evaluation.deletion_insertion import deletion_insertion
 from ..evaluation.identity_trick import identity_trick
-from ..evaluation.layer_weights import Play, layer_weights
+from ..evaluation.layer_weights import PlayGame, layer_weights
 from ..evaluation.ledger import Ledger
 from ..evaluation.meta_analysis import meta_analysis
 from ..evaluation.metrics import TOLERANCE
@@ -38,8 +38,8 @@ from ..explainers.explain import explain
 from ..explainers.methods import MethodLike
 from ..models.base import Explainable
 from .console import interactive, notice
-from .explain import listed, parse_meta
-from .open_model import Source, open_captioner, open_model
+from .explain import parse_meta, split_list
+from .open_model import ModelOptions, open_captioner, open_model
 
 __all__ = ["EXPERIMENTS", "Options", "Run", "Setting"]
 
@@ -77,10 +77,10 @@ class Options:
 class Setting:
     """The model and the photos of an experiment, opened when they are first needed."""
 
-    def __init__(self, source: Source, options: Options, folder: Path | None) -> None:
+    def __init__(self, source: ModelOptions, options: Options, folder: Path | None) -> None:
         self.source, self.options, self.folder = source, options, folder
-        self.layers = listed(options.layers)
-        self.rates = [_rate(text) for text in listed(options.rates)]
+        self.layers = split_list(options.layers)
+        self.rates = [_rate(text) for text in split_list(options.rates)]
         self.meta = parse_meta(options.meta)
 
     @cached_property
@@ -96,7 +96,11 @@ class Setting:
 
     def methods(self, own: Sequence[M]) -> list[M | str]:
         """Give the methods of the options, or else the experiment's own, as far as the network allows them."""
-        return [*listed(self.options.methods)] if self.options.methods else [each for each in own if self._allows(each)]
+        return (
+            [*split_list(self.options.methods)]
+            if self.options.methods
+            else [each for each in own if self._allows(each)]
+        )
 
     def _allows(self, method: object) -> bool:
         if method not in _CHOOSY or not isinstance(method, str):
@@ -115,7 +119,7 @@ class Setting:
             return self.options.tolerance
         return SHARE * 160 if self.options.data == "scenes" else TOLERANCE
 
-    def player(self, samples: Samples, ledger: Ledger) -> Play | None:
+    def player(self, samples: Samples, ledger: Ledger) -> PlayGame | None:
         """Make the pointing game that other experiments play, if it is known what the photos show."""
         if not samples.labels:
             return None

@@ -14,18 +14,26 @@ from ..explainers.explain import explain
 from ..explainers.maps import SaliencyMaps
 from ..explainers.meta import Meta
 from ..explainers.plotting import MOST_PANELS, rows_of
-from ..explainers.precision import Arithmetic
+from ..explainers.precision import Precision
 from ..models.base import Explainable
 from .console import interactive
-from .open_model import Source, open_model, readable
+from .open_model import ModelOptions, open_model, readable
 
-__all__ = ["Asked", "explain_images", "listed", "numbered", "parse_combine", "parse_meta", "write_pictures"]
+__all__ = [
+    "ExplainOptions",
+    "explain_images",
+    "numbered",
+    "parse_combine",
+    "parse_meta",
+    "split_list",
+    "write_pictures",
+]
 
 _ROWS_A_PAGE = 12
 
 
 @dataclass(frozen=True)
-class Asked:
+class ExplainOptions:
     """What the options of `explain` ask for, as they were typed."""
 
     target: list[str] | None
@@ -38,7 +46,7 @@ class Asked:
     precision: str | None = None
 
 
-def explain_images(images: list[Path], outputs: list[Path], source: Source, asked: Asked) -> int:
+def explain_images(images: list[Path], outputs: list[Path], source: ModelOptions, asked: ExplainOptions) -> int:
     """Explain photos and write every output; give the exit status. Photos that cannot be read are left out and told.
 
     The words of captions are explained photo by photo, since each has its own number of them: out.h5, out-2.h5 …
@@ -52,7 +60,7 @@ def explain_images(images: list[Path], outputs: list[Path], source: Source, aske
             raise GradlightError(f"{output}: the folder {output.absolute().parent} does not exist. Create it first.")
     parse_meta(asked.meta)
     parse_combine(asked.combine)
-    Arithmetic(asked.precision)
+    Precision(asked.precision)
     good, failures = readable(images)
     model = open_model(source, asked.words)
     groups = [[path] for path in good] if asked.words else [good]
@@ -64,13 +72,13 @@ def explain_images(images: list[Path], outputs: list[Path], source: Source, aske
     return 1 if failures else 0
 
 
-def _explained(model: Explainable, images: list[Path], asked: Asked) -> SaliencyMaps:
+def _explained(model: Explainable, images: list[Path], asked: ExplainOptions) -> SaliencyMaps:
     maps = explain(
         model,
         images,
         None if asked.target is None else [list(asked.target)],
-        methods=listed(asked.methods),
-        layers=listed(asked.layers),
+        methods=split_list(asked.methods),
+        layers=split_list(asked.layers),
         words=asked.words,
         meta=parse_meta(asked.meta),
         batch_size=asked.batch_size,
@@ -118,7 +126,7 @@ def _pages(maps: SaliencyMaps) -> Iterator[tuple[range, list[str]]]:
             yield range(start, min(start + step, len(maps))), methods[first : first + together]
 
 
-def listed(text: str) -> list[str]:
+def split_list(text: str) -> list[str]:
     """Read names with commas between them."""
     return [part.strip() for part in text.split(",") if part.strip()]
 

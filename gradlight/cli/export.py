@@ -13,25 +13,25 @@ from typing import Any
 
 from ..data.hdf5.shards import copy_into, write_index
 from ..errors import GradlightError, GradlightWarning, nearest
-from ..export.lists import Source as Found
+from ..export.lists import ImageList
 from ..export.local import Engine, Here, Processes
-from ..export.plan import Settings
+from ..export.plan import ExportSettings
 from ..export.progress import Bar, JsonLines, Reporter
-from ..export.run import Manner, export
+from ..export.run import ExportOptions, export
 from ..export.sources import find_items
 from ..models.base import Explainable
 from ..models.captioner import Captioner
 from .console import interactive
-from .explain import Asked, listed, parse_combine, parse_meta
-from .open_model import Source, open_model
+from .explain import ExplainOptions, parse_combine, parse_meta, split_list
+from .open_model import ModelOptions, open_model
 
-__all__ = ["Job", "Ways", "merge_files", "run"]
+__all__ = ["ExportJob", "Ways", "merge_files", "run"]
 
 _LOGS: dict[str, Callable[[], Reporter]] = {"bar": lambda: Bar(interactive()), "json": JsonLines}
 
 
 @dataclass(frozen=True)
-class Job:
+class ExportJob:
     """The options of `export` about its source and its output, as they were typed."""
 
     source: str
@@ -48,7 +48,7 @@ class Job:
 class Ways:
     """The options of `export` that make no difference to the maps, as they were typed."""
 
-    manner: Manner
+    manner: ExportOptions
     workers: int
     engine: str
     address: str | None
@@ -56,19 +56,19 @@ class Ways:
     log: str
 
 
-def run(job: Job, source: Source, asked: Asked, ways: Ways) -> int:
+def run(job: ExportJob, source: ModelOptions, asked: ExplainOptions, ways: Ways) -> int:
     """Export a data set and say what was written; give the exit status."""
     if ways.log not in _LOGS:
         raise GradlightError(f"--log is bar or json, not {ways.log!r}.{nearest(ways.log, _LOGS)}")
     reporter = _LOGS[ways.log]()
-    settings = Settings(
+    settings = ExportSettings(
         target=None if asked.target is None else tuple(asked.target),
-        methods=tuple(listed(asked.methods)),
-        layers=tuple(listed(asked.layers)),
+        methods=tuple(split_list(asked.methods)),
+        layers=tuple(split_list(asked.layers)),
         words=asked.words,
         combine=parse_combine(asked.combine),
         meta=parse_meta(asked.meta),
-        batch_size=asked.batch_size or Settings.batch_size,
+        batch_size=asked.batch_size or ExportSettings.batch_size,
         size=_size(job.size),
         dtype=job.dtype,
         compression=job.compression,
@@ -89,7 +89,7 @@ def run(job: Job, source: Source, asked: Asked, ways: Ways) -> int:
     return 1 if outcome.failures else 0
 
 
-def _find(model: Explainable, *, job: Job, own: bool, reporter: Reporter) -> Found:
+def _find(model: Explainable, *, job: ExportJob, own: bool, reporter: Reporter) -> ImageList:
     """Find the images; their own targets count where none is asked of all."""
     labels = None if isinstance(model, Captioner) else model.labels
     found = find_items(

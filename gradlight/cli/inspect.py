@@ -16,12 +16,12 @@ from ..explainers.cache_store import CacheInfo, open_cache
 from ..explainers.extraction import EXTRACTS
 from ..explainers.methods import METHODS
 from .console import notice, table
-from .open_model import Source, open_model
+from .open_model import ModelOptions, open_model
 
 __all__ = ["inspect_files", "list_layers", "list_methods", "list_models", "tell_of_cache", "verify_files"]
 
 
-def list_layers(source: Source, stages: bool) -> None:
+def list_layers(source: ModelOptions, stages: bool) -> None:
     """Print the table of a network's layers."""
     model = open_model(source)
     chosen = {layer.name for layer in model.stages()}

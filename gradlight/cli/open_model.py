@@ -14,13 +14,13 @@ from ..models.captioner import Captioner, captioner
 from ..models.classifiers import classifier
 from .console import notice
 
-__all__ = ["Source", "open_captioner", "open_model", "readable"]
+__all__ = ["ModelOptions", "open_captioner", "open_model", "readable"]
 
 _CAPTIONER = "captioner/"
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelOptions:
     """The options that name a model, as they were typed."""
 
     name: str
@@ -31,7 +31,7 @@ class Source:
     encoder: str | None = None
 
 
-def open_model(source: Source, words: bool = False) -> Explainable:
+def open_model(source: ModelOptions, words: bool = False) -> Explainable:
     """Make the model that the options name.
 
     "captioner/scenes" and "captioner/PATH" are captioners, and so is a file or folder that is there; "scenes" is one
@@ -51,7 +51,7 @@ def open_model(source: Source, words: bool = False) -> Explainable:
     )
 
 
-def open_captioner(source: Source) -> Captioner:
+def open_captioner(source: ModelOptions) -> Captioner:
     """Make the captioner that the options name: "scenes", or the path of a checkpoint."""
     name = source.name.removeprefix(_CAPTIONER)
     if source.labels is not None or source.checkpoint is not None:

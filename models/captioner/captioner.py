@@ -16,14 +16,14 @@ from ..base import Explainable, ImageLike, Photo, as_list
 from ..checkpoints import PathLike
 from ..huggingface import is_hub_source
 from ..images import read_images, read_pixels
-from ..measured_preprocessing import Measured
+from ..measured_preprocessing import MeasuredPreprocessing
 from ..preprocessing import OriginalSize, Preprocess
-from ..preserve import Device, place, preserved
+from ..preserve import Device, preserved, to_device
 from .checkpoints import Checkpoint, find_encoder, read_checkpoint
 from .decoder import step_log_probs
 from .encoder import CaptionNetwork
 from .objective import CaptionObjective
-from .search import Found, Saying
+from .search import DecodingOptions, Hypothesis
 from .targets import Caption, Word, parse, word_by_word
 from .vocabulary import UNKNOWN, Vocabulary
 
@@ -52,13 +52,13 @@ class Captioner(Explainable):
         name: str = "captioner",
         unk: str = "error",
         count_end: bool = True,
-        saying: Saying | None = None,
+        saying: DecodingOptions | None = None,
         record: dict[str, Any] | None = None,
     ) -> None:
         if unk not in UNKNOWN:
             raise GradlightError(f'unk={unk!r} is unknown; give "error" or "allow".')
         self.network, self.vocabulary, self.preprocess, self.name = network, vocabulary, preprocess, name
-        self.unk, self.count_end, self.saying = unk, count_end, saying or Saying()
+        self.unk, self.count_end, self.saying = unk, count_end, saying or DecodingOptions()
         self._record = dict(record or {})
         self._check_width()
 
@@ -112,7 +112,7 @@ class Captioner(Explainable):
         length_penalty: "avg" or "wu_ALPHA" compares beams per length. Raises GradlightError for images that cannot be
         read.
         """
-        saying = Saying(beam_size, max_length, suppress_unk, length_penalty)
+        saying = DecodingOptions(beam_size, max_length, suppress_unk, length_penalty)
         captions: list[Caption] = []
         with preserved(self.network), torch.no_grad():
             for pixels in self._batches(as_list(images)):
@@ -132,7 +132,7 @@ class Captioner(Explainable):
             "preprocessing": self.preprocess.to_json(),
         }
 
-    def _captions(self, features: dict[str, Tensor], found: Sequence[Found]) -> Iterator[Caption]:
+    def _captions(self, features: dict[str, Tensor], found: Sequence[Hypothesis]) -> Iterator[Caption]:
         tokens = torch.nn.utils.rnn.pad_sequence(
             [torch.tensor(each.tokens, dtype=torch.long) for each in found], batch_first=True, padding_value=-1
         ).to(features["fc"].device)
@@ -221,7 +221,7 @@ def captioner(
     with torch.inference_mode(False):
         eye, described = find_encoder(found, encoder, pretrained)
         network = CaptionNetwork(eye, found.decoder, found.reading).eval()
-    place(network, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    to_device(network, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return Captioner(
         network,
         found.vocabulary,
@@ -235,7 +235,7 @@ def captioner(
 
 def _preprocess(found: Checkpoint, given: Callable[[Image.Image], Any] | None) -> Preprocess:
     if given is not None:
-        return Measured(given)
+        return MeasuredPreprocessing(given)
     return found.preprocessing or OriginalSize()
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import GradlightError, nearest
-from ...files import open_regular, shown
+from ...files import format_path, open_regular
 from ..checkpoints import PathLike
 from .format import RECORD, WEIGHTS
 
@@ -47,7 +47,7 @@ def locate(path: PathLike) -> Sources:
     Of several states of one training the best is taken. Raises GradlightError where a file is missing, or where the
     names leave open which files belong together.
     """
-    shown(path)  # refuses what is no path
+    format_path(path)  # refuses what is no path
     place = Path(os.fsdecode(path))
     if place.is_dir():
         return _in_folder(place)
@@ -57,7 +57,7 @@ def locate(path: PathLike) -> Sources:
         return Sources("gradlight", place.parent, place)
     if name.endswith(".ckpt"):
         raise GradlightError(
-            f"{shown(place)}: a Lightning checkpoint. Its vocabulary and options are pickles inside tensors (_vocab,"
+            f"{format_path(place)}: a Lightning checkpoint. Its vocabulary and options are pickles inside tensors (_vocab,"
             " _opt), which could run programs, and are not opened. Give model.pth and infos_<id>.pkl of the training."
         )
     if name.endswith(".tar"):
@@ -67,10 +67,10 @@ def locate(path: PathLike) -> Sources:
     if _INFOS.fullmatch(name):
         return _with_encoder(place.parent / _model(place.parent, names, _suffix(name)), place, names)
     if name.startswith("model-cnn") or name == _CAFFE:
-        raise GradlightError(f"{shown(place)}: the encoder of a captioner alone. {_WANTED}")
+        raise GradlightError(f"{format_path(place)}: the encoder of a captioner alone. {_WANTED}")
     if name.endswith((".pth", ".pt", ".bin")) and not _NOT_OPENED.fullmatch(name):
         return _with_encoder(place, _infos(place, names), names)
-    raise GradlightError(f"{shown(place)}: no file that a captioner is read from. {_WANTED}")
+    raise GradlightError(f"{format_path(place)}: no file that a captioner is read from. {_WANTED}")
 
 
 def _in_folder(folder: Path) -> Sources:
@@ -85,7 +85,7 @@ def _in_folder(folder: Path) -> Sources:
         weights = _tar(folder, tars, names)
         return Sources("tutorial", weights, _word_map(weights, names))
     there = f" It holds {', '.join(names[:8])}{' and more' if len(names) > 8 else ''}." if names else " It is empty."
-    raise GradlightError(f"{shown(folder)}: no captioner is in this folder. {_WANTED}{there}")
+    raise GradlightError(f"{format_path(folder)}: no captioner is in this folder. {_WANTED}{there}")
 
 
 def _check_there(place: Path) -> None:
@@ -100,7 +100,7 @@ def _names(folder: Path) -> list[str]:
     try:
         return sorted(os.listdir(folder))
     except OSError as error:
-        raise GradlightError(f"{shown(folder)}: cannot be opened: {error.strerror or error}.") from error
+        raise GradlightError(f"{format_path(folder)}: cannot be opened: {error.strerror or error}.") from error
 
 
 def _tars(names: Sequence[str]) -> list[str]:
@@ -120,7 +120,7 @@ def _model(folder: Path, names: Sequence[str], suffix: str) -> str:
         if wanted in models:
             return wanted
     if not models:
-        raise GradlightError(f"{shown(folder)}: no model.pth or model-best.pth lies beside the infos. {_WANTED}")
+        raise GradlightError(f"{format_path(folder)}: no model.pth or model-best.pth lies beside the infos. {_WANTED}")
     numbered = [name for name in models if re.fullmatch(r"model-\d+\.pth", name)]
     if numbered:
         return max(numbered, key=lambda name: int(name[len("model-") : -len(".pth")]))
@@ -139,7 +139,9 @@ def _infos(model: Path, names: Sequence[str]) -> Path:
     same = [name for name in infos if suffix and name.endswith(f"{suffix}.pkl")] if suffix else last
     found = same or (last or best if suffix else best) or infos
     if not found:
-        raise GradlightError(f"{shown(model)}: the words are missing; no infos_<id>.pkl lies beside it. {_WANTED}")
+        raise GradlightError(
+            f"{format_path(model)}: the words are missing; no infos_<id>.pkl lies beside it. {_WANTED}"
+        )
     return _only(model.parent, found, "infos_<id>.pkl")
 
 
@@ -161,7 +163,7 @@ def _word_map(weights: Path, names: Sequence[str]) -> Path:
     if own in maps:
         return weights.with_name(own)
     if not maps:
-        raise GradlightError(f"{shown(weights)}: the words are missing; no {own} lies beside it.")
+        raise GradlightError(f"{format_path(weights)}: the words are missing; no {own} lies beside it.")
     return _only(weights.parent, maps, "WORDMAP_*.json")
 
 
@@ -169,9 +171,9 @@ def _only(folder: Path, names: Sequence[str], what: str) -> Path:
     if len(names) == 1:
         return folder / names[0]
     if not names:
-        raise GradlightError(f"{shown(folder)}: no {what} is in this folder.")
+        raise GradlightError(f"{format_path(folder)}: no {what} is in this folder.")
     raise GradlightError(
-        f"{shown(folder)}: which {what} is meant is open: {', '.join(names)}. Give one of them as the path, or leave"
+        f"{format_path(folder)}: which {what} is meant is open: {', '.join(names)}. Give one of them as the path, or leave"
         " only those in the folder that belong together."
     )
 

@@ -17,20 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import GradlightError, GradlightWarning
-from ...files import shown
+from ...files import format_path
 from ..checkpoints import PathLike, load_checkpoint, read_state
 from ..preprocessing import Preprocessing
 from ..zoo import LIBRARIES
 from .checkpoint_files import Sources, locate
-from .decoder import Specials
-from .encoder import Reading, ResNetPlan, build_resnet, plan_of, trunk_of
+from .decoder import KEPT, LEAVES, REPLACED, SpecialTokens
+from .encoder import FeaturePooling, ResNetPlan, build_resnet, plan_of, trunk_of
 from .format import Checkpoint, about, check_encoder, read_folder, read_json
 from .safe_pickle import Namespace, read_pickle
-from .search import KEPT, LEAVES, REPLACED
 from .state_dicts import Recognised, build_decoder, read_modules, read_weights, recognise
 from .vocabulary import Vocabulary
 
-__all__ = ["Checkpoint", "build_eye", "find_encoder", "read_checkpoint"]
+__all__ = ["Checkpoint", "build_encoder", "find_encoder", "read_checkpoint"]
 
 _LABELS = 16
 _MASTER = 20
@@ -65,14 +64,16 @@ def _trained(sources: Sources) -> Checkpoint:
         found = recognise(state)
     infos = read_pickle(sources.words)
     if not isinstance(infos, dict) or "vocab" not in infos:
-        raise GradlightError(f"{shown(sources.words)}: no infos_<id>.pkl of a training, which is a dict with a vocab.")
+        raise GradlightError(
+            f"{format_path(sources.words)}: no infos_<id>.pkl of a training, which is a dict with a vocab."
+        )
     options = _options(infos.get("opt"))
     rows, columns = (len(found.state.get(name, ())) for name in ("embed.weight", "logit.weight"))
     disc = found.joint or rows == columns + 1
     with about(sources.words):
         words = _words(infos["vocab"], columns - 1)
         _compare(found, options)
-    specials = Specials(columns, 0, _unknown(words)) if disc else _specials(found, options, words)
+    specials = SpecialTokens(columns, 0, _unknown(words)) if disc else _specials(found, options, words)
     limit = _length(options.get("seq_length"), _LABELS) if disc else _limit(found.family, options, infos)
     with about(sources.weights):
         decoder = build_decoder(found.family, found.state, specials, limit, KEPT if disc else REPLACED)
@@ -113,7 +114,7 @@ def _tutorial(sources: Sources) -> Checkpoint:
         decoder = build_decoder(found.family, found.state, specials, _SOFT, LEAVES)
         state = _staged(modules["encoder"], "resnet.")
         plan = plan_of(state)
-        encoder = check_encoder(state, plan, Reading(_GRID), decoder)
+        encoder = check_encoder(state, plan, FeaturePooling(_GRID), decoder)
     preprocessing = Preprocessing(size=(_SOFT_SIZE,) * 2, resize=(_SOFT_SIZE,) * 2, fit="squash")
     return Checkpoint(
         found.family,
@@ -122,7 +123,7 @@ def _tutorial(sources: Sources) -> Checkpoint:
         Vocabulary(words, specials),
         encoder,
         plan,
-        Reading(_GRID),
+        FeaturePooling(_GRID),
         preprocessing,
         _facts(sources),
     )
@@ -171,11 +172,11 @@ def _unknown(words: Mapping[int, str]) -> int | None:
     return next((number for number in sorted(words, reverse=True) if words[number].casefold() == "unk"), None)
 
 
-def _specials(found: Recognised, options: Mapping[Any, Any], words: Mapping[int, str]) -> Specials:
+def _specials(found: Recognised, options: Mapping[Any, Any], words: Mapping[int, str]) -> SpecialTokens:
     """Give the numbers of BOS and END, both 0 unless the options of an attention model say otherwise."""
     own = found.family in ("newfc", "att2in2")
     bos, end = (_index(options.get(name), len(words)) if own else 0 for name in ("bos_idx", "eos_idx"))
-    return Specials(bos, end, _unknown(words))
+    return SpecialTokens(bos, end, _unknown(words))
 
 
 def _index(value: Any, last: int) -> int:
@@ -214,15 +215,15 @@ def _compare(found: Recognised, options: Mapping[Any, Any]) -> None:
         _warn("It was trained on features of length 1 (norm_att_feat, norm_box_feat), and here their lengths differ.")
 
 
-def _reading(family: str, options: Mapping[Any, Any], finetuned: bool) -> Reading:
-    return Reading(None if finetuned else _GRID, family == "att2in2" and bool(options.get("use_box")))
+def _reading(family: str, options: Mapping[Any, Any], finetuned: bool) -> FeaturePooling:
+    return FeaturePooling(None if finetuned else _GRID, family == "att2in2" and bool(options.get("use_box")))
 
 
 def _warn(words: str) -> None:
     warnings.warn(words, GradlightWarning, stacklevel=2)
 
 
-def _map_specials(numbers: Mapping[str, Any], count: int) -> Specials:
+def _map_specials(numbers: Mapping[str, Any], count: int) -> SpecialTokens:
     """Check a word map against the number of words of the weights; give the numbers of <start>, <end> and <unk>."""
     missing = [word for word in ("<start>", "<end>") if word not in numbers]
     whole = all(isinstance(number, int) and not isinstance(number, bool) for number in numbers.values())
@@ -232,7 +233,7 @@ def _map_specials(numbers: Mapping[str, Any], count: int) -> Specials:
         raise GradlightError(
             f"It numbers {len(numbers)} words and the weights know {count}: the two files are not of the same training."
         )
-    return Specials(numbers["<start>"], numbers["<end>"], numbers.get("<unk>"))
+    return SpecialTokens(numbers["<start>"], numbers["<end>"], numbers.get("<unk>"))
 
 
 def _staged(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -294,7 +295,7 @@ def _from_file(found: Checkpoint, path: str) -> tuple[nn.Module, dict[str, Any]]
     caffe = found.project in _CAFFE and not _torchvision_made(path, state)
     plan = plan_of(state, "ceil" if caffe else "padded")
     encoder = build_resnet(plan)
-    _fill(encoder, {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}, shown(path))
+    _fill(encoder, {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}, format_path(path))
     return encoder, {"source": Path(path).name, **plan.to_json()}
 
 
@@ -314,7 +315,7 @@ def _fill(encoder: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
         raise GradlightError(f"{where}: is no plain ResNet; missing or unknown: {', '.join(wrong[:8])}.")
 
 
-def build_eye(name: str, pretrained: bool) -> tuple[nn.Sequential, ResNetPlan]:
+def build_encoder(name: str, pretrained: bool) -> tuple[nn.Sequential, ResNetPlan]:
     """Build the encoder of a name or a file from a plan, since the plan is what is written."""
     library, _, rest = name.partition("/")
     if library in LIBRARIES and rest and not os.path.exists(name):

@@ -24,21 +24,22 @@ from ..checkpoints import PathLike
 from ..preprocessing import Preprocessing
 from ..preserve import preserved
 from .bleu import bleu
-from .checkpoints import build_eye
-from .decoder import Decoder, Specials
+from .checkpoints import build_encoder
+from .decoder import Decoder, SpecialTokens
 from .encoder import CaptionNetwork, ResNetPlan
 from .format import Checkpoint, write_folder
+from .search import generate
 from .state_dicts import FAMILIES
-from .trainer import Settings, fit, prepare
+from .trainer import TrainingSettings, fit, prepare
 from .vocabulary import Vocabulary, build_vocabulary, encode_captions, tokenize
 
-__all__ = ["PREPROCESSING", "Course", "PhotoReport", "Task", "split", "train", "vocabulary_of"]
+__all__ = ["PREPROCESSING", "CaptionTask", "CaptionTrainingSet", "PhotoReport", "split", "train", "vocabulary_of"]
 
 PREPROCESSING = Preprocessing()
 
 
 @dataclass(frozen=True)
-class Task(Settings):
+class CaptionTask(TrainingSettings):
     """All that a training must be begun with again to go on; photos: a digest of their names, captions and splits."""
 
     family: str = ""
@@ -75,7 +76,7 @@ def _collated(items: list[tuple[int, Tensor | str]]) -> _Batch:
     return [row for row, _ in good], pixels, {row: found for row, found in items if isinstance(found, str)}
 
 
-class Course:
+class CaptionTrainingSet:
     """What is to be learnt, and what is asked; unread: the photos that could not be read, and why."""
 
     def __init__(
@@ -83,7 +84,7 @@ class Course:
         training: Sequence[CaptionedPhoto],
         held: Sequence[CaptionedPhoto],
         vocabulary: Vocabulary,
-        task: Task,
+        task: CaptionTask,
         workers: int,
     ) -> None:
         self.photos, self.count, self.vocabulary, self.task = [*training, *held], len(training), vocabulary, task
@@ -121,7 +122,7 @@ class Course:
         said: list[list[str]] = []
         with preserved(network), torch.no_grad():
             for rows, pixels in self._held():
-                found = network.decoder.generate(network.features(pixels.to(device)))
+                found = generate(network.decoder, network.features(pixels.to(device)))
                 said += [self.vocabulary.decode(tokens) for tokens, _ in found]
                 written += [[tokenize(text) for text in self.photos[row].captions] for row in rows]
         return bleu(written, said)
@@ -178,7 +179,7 @@ def vocabulary_of(photos: Sequence[CaptionedPhoto], threshold: int) -> Vocabular
         return found
     # The captions of held-out photos have words of their own.
     unk = len(found) + 1
-    return Vocabulary({**found.words, unk: "UNK"}, Specials(found.specials.bos, found.specials.end, unk))
+    return Vocabulary({**found.words, unk: "UNK"}, SpecialTokens(found.specials.bos, found.specials.end, unk))
 
 
 _ATTENTIVE = ("att2in2", "soft attention")
@@ -251,7 +252,7 @@ def train(
     name = os.fspath(encoder)
     read = read_captions(captions, images)
     training, held = split(read.photos, held_out, seed)
-    task = Task(
+    task = CaptionTask(
         epochs=epochs,
         rate=rate,
         encoder_rate=encoder_rate,
@@ -268,12 +269,12 @@ def train(
         photos=_digest(training, held),
     )
     _check(task, workers)
-    course = Course(training, held, vocabulary_of(training, threshold), task, workers)
+    course = CaptionTrainingSet(training, held, vocabulary_of(training, threshold), task, workers)
     keep = prepare(folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
         torch.manual_seed(seed)
-        eye, plan = build_eye(name, pretrained)
+        eye, plan = build_encoder(name, pretrained)
         network = CaptionNetwork(eye, _decoder(task, eye, course.vocabulary))
         network.to(device).to(memory_format=torch.channels_last)
         steps = -(-len(training) // batch_size)
@@ -294,7 +295,7 @@ def _digest(*parts: Sequence[CaptionedPhoto]) -> str:
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
 
-def _check(task: Task, workers: int) -> None:
+def _check(task: CaptionTask, workers: int) -> None:
     """Refuse, before the long work, what would fail in it."""
     if task.family not in FAMILIES:
         near = nearest(task.family, FAMILIES)
@@ -309,7 +310,7 @@ def _check(task: Task, workers: int) -> None:
         )
 
 
-def _decoder(task: Task, eye: nn.Module, vocabulary: Vocabulary) -> Decoder:
+def _decoder(task: CaptionTask, eye: nn.Module, vocabulary: Vocabulary) -> Decoder:
     with preserved(eye), torch.no_grad():
         width = eye(torch.zeros(1, 3, _PROBE, _PROBE)).shape[1]
     words = len(vocabulary) + 1
@@ -319,7 +320,7 @@ def _decoder(task: Task, eye: nn.Module, vocabulary: Vocabulary) -> Decoder:
     return FAMILIES[task.family].make(vocabulary.specials, **sizes, **reads, max_length=task.length + 1)
 
 
-def _checkpoint_of(network: CaptionNetwork, task: Task, plan: ResNetPlan, vocabulary: Vocabulary) -> Checkpoint:
+def _checkpoint_of(network: CaptionNetwork, task: CaptionTask, plan: ResNetPlan, vocabulary: Vocabulary) -> Checkpoint:
     return Checkpoint(
         family=task.family,
         project="gradlight",

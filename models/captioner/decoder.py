@@ -5,6 +5,7 @@ The log-probability of a caption: of each of its words given those before, and o
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,9 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .search import Finishing, search
-
-__all__ = ["PADDING", "Decoder", "Features", "Specials", "State", "step_log_probs"]
+__all__ = [
+    "KEPT",
+    "LEAVES",
+    "PADDING",
+    "REPLACED",
+    "Decoder",
+    "EndRule",
+    "Features",
+    "SpecialTokens",
+    "State",
+    "step_log_probs",
+]
 
 Features = Mapping[str, Tensor]
 """What an encoder tells of B images: "fc" [B,F], their vector, "att" [B,N,D], their places, or both; "mask" [B,N]."""
@@ -28,7 +38,7 @@ PADDING = -1
 
 
 @dataclass(frozen=True)
-class Specials:
+class SpecialTokens:
     """Token numbers with a meaning: what comes before the first word, what ends a caption, and the unknown word."""
 
     bos: int
@@ -36,16 +46,37 @@ class Specials:
     unk: int | None = None
 
 
+@dataclass(frozen=True)
+class EndRule:
+    """What happens to a beam that has said END.
+
+    price: taken off its running sum, so that others take its place (1000), or it keeps it and goes on behind END (0).
+    shrinks: its place is not given to another. keeps_cut: beams that the length limit cut compete with finished ones.
+    """
+
+    price: float
+    shrinks: bool = False
+    keeps_cut: bool = True
+
+
+REPLACED = EndRule(1000.0)
+"""ImageCaptioning.pytorch."""
+KEPT = EndRule(0.0)
+"""DiscCaptioning."""
+LEAVES = EndRule(math.inf, shrinks=True, keeps_cut=False)
+"""The soft-attention tutorial."""
+
+
 class Decoder(nn.Module):
     """Predict captions word by word; a family writes `start` and `advance`.
 
-    specials: the numbers of BOS, END and UNK. max_length: the most tokens (END counts) that `generate` makes unless
+    specials: the numbers of BOS, END and UNK. max_length: the most tokens (END counts) that `search.generate` makes unless
     told otherwise. finishing: what its project's beam search does with a finished beam. logit reads the words off "h".
     """
 
     logit: nn.Linear
 
-    def __init__(self, specials: Specials, max_length: int, finishing: Finishing, dropout: float = 0.5) -> None:
+    def __init__(self, specials: SpecialTokens, max_length: int, finishing: EndRule, dropout: float = 0.5) -> None:
         super().__init__()
         self.specials, self.max_length, self.finishing = specials, max_length, finishing
         self.dropout = nn.Dropout(dropout)
@@ -75,30 +106,6 @@ class Decoder(nn.Module):
             state = self.advance(state, said)
             hidden.append(state["h"])
         return self.predict(torch.stack(hidden, 1))
-
-    def generate(
-        self,
-        features: Features,
-        beam_size: int = 1,
-        max_length: int | None = None,
-        suppress_unk: bool = False,
-        length_penalty: str | None = None,
-    ) -> list[tuple[list[int], float]]:
-        """Say the most probable caption of each image that greedy or beam search finds: (tokens without END, log_prob).
-
-        log_prob is the sum over the words, and END if it was reached within max_length tokens. suppress_unk: never say
-        UNK. length_penalty: "avg" or "wu_ALPHA" compares finished beams per length (`search.length_score`); None by
-        their sums. Raises GradlightError for a beam_size or max_length below 1.
-        """
-        found = search(
-            self,
-            features,
-            beam_size,
-            self.max_length if max_length is None else max_length,
-            suppress_unk=suppress_unk,
-            penalty=length_penalty,
-        )
-        return [(list(caption.tokens), caption.log_prob) for caption in found]
 
 
 _HALVES = (torch.float16, torch.bfloat16)

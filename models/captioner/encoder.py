@@ -21,7 +21,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from ...errors import GradlightError
 from .decoder import Decoder
 
-__all__ = ["RESNET101", "CaptionNetwork", "Reading", "ResNetPlan", "build_resnet", "plan_of", "trunk_of"]
+__all__ = ["RESNET101", "CaptionNetwork", "FeaturePooling", "ResNetPlan", "build_resnet", "plan_of", "trunk_of"]
 
 _BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {"basic": BasicBlock, "bottleneck": Bottleneck}
 
@@ -146,7 +146,7 @@ def trunk_of(network: nn.Module) -> nn.Sequential:
 
 
 @dataclass(frozen=True)
-class Reading:
+class FeaturePooling:
     """How an encoder's last map becomes features.
 
     grid: the places are pooled to grid × grid; None leaves them as they are. boxes: where each place lies is put
@@ -171,7 +171,7 @@ class Reading:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Reading:
+    def from_json(cls, record: Mapping[str, Any]) -> FeaturePooling:
         """Make it again from what `to_json` gave; raises GradlightError for anything else."""
         try:
             grid, boxes = record["grid"], record["boxes"]
@@ -195,9 +195,9 @@ def _boxes(rows: int, columns: int) -> Tensor:
 class CaptionNetwork(nn.Module):
     """An encoder from pixels to a map [B,C,h,w], how features are read off it, and a decoder from these to words."""
 
-    def __init__(self, encoder: nn.Module, decoder: Decoder, reading: Reading | None = None) -> None:
+    def __init__(self, encoder: nn.Module, decoder: Decoder, reading: FeaturePooling | None = None) -> None:
         super().__init__()
-        self.encoder, self.decoder, self.reading = encoder, decoder, reading or Reading()
+        self.encoder, self.decoder, self.reading = encoder, decoder, reading or FeaturePooling()
 
     def features(self, pixels: Tensor) -> dict[str, Tensor]:
         """Give what the decoder reads of pixels [B,3,H,W]: "fc" [B,C] and "att" [B,N,C]."""

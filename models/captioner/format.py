@@ -16,12 +16,11 @@ from torch import Tensor
 from torchvision.transforms.functional import InterpolationMode
 
 from ...errors import GradlightError
-from ...files import open_regular, replace_file, shown
+from ...files import format_path, open_regular, replace_file
 from ..checkpoints import PathLike, read_state
 from ..preprocessing import Preprocessing
-from .decoder import Decoder
-from .encoder import Reading, ResNetPlan, build_resnet
-from .search import KEPT, LEAVES, REPLACED
+from .decoder import KEPT, LEAVES, REPLACED, Decoder
+from .encoder import FeaturePooling, ResNetPlan, build_resnet
 from .state_dicts import build_decoder, load_strictly, width_of
 from .vocabulary import Vocabulary
 
@@ -55,13 +54,13 @@ class Checkpoint:
     vocabulary: Vocabulary
     encoder_state: dict[str, Tensor] | None = None
     plan: ResNetPlan | None = None
-    reading: Reading = field(default_factory=Reading)
+    reading: FeaturePooling = field(default_factory=FeaturePooling)
     preprocessing: Preprocessing | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def check_encoder(
-    state: Mapping[str, Tensor], plan: ResNetPlan, reading: Reading, decoder: Decoder
+    state: Mapping[str, Tensor], plan: ResNetPlan, reading: FeaturePooling, decoder: Decoder
 ) -> dict[str, Tensor]:
     """Give the weights, whole and float32, of a ResNet whose channels a decoder can read; else GradlightError."""
     with torch.device("meta"):
@@ -80,7 +79,7 @@ def about(path: PathLike) -> Iterator[None]:
     try:
         yield
     except GradlightError as error:
-        raise GradlightError(f"{shown(path)}: {error}") from error
+        raise GradlightError(f"{format_path(path)}: {error}") from error
 
 
 def read_json(path: PathLike) -> dict[str, Any]:
@@ -91,9 +90,9 @@ def read_json(path: PathLike) -> dict[str, Any]:
         content = json.loads(raw.decode("utf-8")) if len(raw) <= _LARGEST else None
     # Nested too deep, not UTF-8, a number without end, and what JSON itself refuses.
     except (ValueError, RecursionError) as error:
-        raise GradlightError(f"{shown(path)}: not a JSON file, or damaged ({type(error).__name__}).") from error
+        raise GradlightError(f"{format_path(path)}: not a JSON file, or damaged ({type(error).__name__}).") from error
     if not isinstance(content, dict):
-        raise GradlightError(f"{shown(path)}: {'no JSON object' if len(raw) <= _LARGEST else 'too large'}.")
+        raise GradlightError(f"{format_path(path)}: {'no JSON object' if len(raw) <= _LARGEST else 'too large'}.")
     return content
 
 
@@ -105,7 +104,7 @@ def write_folder(folder: PathLike, checkpoint: Checkpoint, facts: Mapping[str, A
     decoder, plan, preprocessing = checkpoint.decoder, checkpoint.plan, checkpoint.preprocessing
     names = [name for name, finishing in _FINISHINGS.items() if finishing == decoder.finishing]
     if not names or (plan is None) != (checkpoint.encoder_state is None):
-        raise GradlightError(f"{shown(folder)}: this captioner cannot be written: {decoder.finishing}, {plan}.")
+        raise GradlightError(f"{format_path(folder)}: this captioner cannot be written: {decoder.finishing}, {plan}.")
     record = {
         "format": _FORMAT,
         "format_version": _VERSION,
@@ -129,7 +128,7 @@ def write_folder(folder: PathLike, checkpoint: Checkpoint, facts: Mapping[str, A
         replace_file(Path(os.fspath(folder)) / WEIGHTS, weights)
         replace_file(Path(os.fspath(folder)) / RECORD, text.encode())
     except (OSError, TypeError, ValueError) as error:
-        raise GradlightError(f"{shown(folder)}: the captioner cannot be written there: {error}.") from error
+        raise GradlightError(f"{format_path(folder)}: the captioner cannot be written there: {error}.") from error
 
 
 def read_folder(folder: PathLike) -> Checkpoint:
@@ -143,7 +142,7 @@ def read_folder(folder: PathLike) -> Checkpoint:
         preprocessing = None if record.get("preprocessing") is None else _preprocessing(record["preprocessing"])
         family, project = _get(record, "family", str), _get(record, "project", str)
         finishing = _FINISHINGS.get(_get(record, "finishing", str))
-        reading = Reading.from_json(_get(record, "reading", dict))
+        reading = FeaturePooling.from_json(_get(record, "reading", dict))
         limit = _get(record, "max_length", int)
         facts = _get(record, "facts", dict)
         if finishing is None or not 1 <= limit <= _LONGEST:

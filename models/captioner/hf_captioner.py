@@ -21,36 +21,36 @@ from ..class_objective import rows_for
 from ..huggingface import SOURCE, Files, ImageProcessor, of_transformers, own_preprocess, preprocess_of
 from ..objective import Targets
 from ..preprocessing import Preprocess
-from ..preserve import Device, place
+from ..preserve import Device, to_device
 from .captioner import Captioner
 from .decoder import PADDING, Decoder, Features, step_log_probs
-from .hf_decoder import FAMILIES, Family, HubNetwork, Pieces, Tongue, flat, settled
+from .hf_decoder import FAMILIES, HFDecoder, HFFamily, HFNetwork, SubwordTokenizer, flat, settled
 from .objective import CaptionObjective
-from .search import Found, Saying
+from .search import DecodingOptions, Hypothesis
 from .targets import Caption, CaptionTarget, Phrase, Word, parse, word_by_word
 
-__all__ = ["HubCaptioner", "PieceObjective", "PieceSaying", "open_captioner", "word_log_probs"]
+__all__ = ["HFCaptioner", "SubwordDecodingOptions", "SubwordObjective", "open_captioner", "word_log_probs"]
 
 Said = tuple[int, ...]
 
 
-class PieceSaying(Saying):
+class SubwordDecodingOptions(DecodingOptions):
     """How such a captioner makes its own caption: a search over pieces, brought to words."""
 
-    def say(self, decoder: Decoder, features: Features) -> list[Found]:
+    def say(self, decoder: Decoder, features: Features) -> list[Hypothesis]:
         """Find the best caption of each image."""
-        pieces = cast(Tongue, decoder).pieces
+        pieces = cast(HFDecoder, decoder).pieces
         return [replace(found, tokens=pieces.grouped(found.tokens)) for found in super().say(decoder, features)]
 
 
-class PieceObjective(CaptionObjective):
+class SubwordObjective(CaptionObjective):
     """Score captions of pieces word by word: the log-probability of a word is the sum of its pieces'."""
 
-    def rows(self, start: int, stop: int, total: int) -> PieceObjective:
+    def rows(self, start: int, stop: int, total: int) -> SubwordObjective:
         """Give the objective of images start…stop of a list of `total`; a count that does not fit is an error."""
         rows_for(self.asked, total)
         rows = self.asked if len(self.asked) == 1 else self.asked[start:stop]
-        return PieceObjective(self.network, self.vocabulary, rows, saying=self.saying, count_end=self.count_end)
+        return SubwordObjective(self.network, self.vocabulary, rows, saying=self.saying, count_end=self.count_end)
 
     def _steps(self, outputs: dict[str, Tensor], targets: Targets) -> tuple[Tensor, list[int]]:
         """Run the decoder once over the U different captions: log-probabilities [U,W+1], and each target's row."""
@@ -80,20 +80,20 @@ def word_log_probs(decoder: Decoder, features: Features, captions: Sequence[Said
     return steps.new_zeros(len(captions), widest + 1).scatter_add(1, owners.to(device), steps)
 
 
-class HubCaptioner(Captioner):
+class HFCaptioner(Captioner):
     """A captioner of transformers: `Captioner`, with words that are made of pieces."""
 
-    network: HubNetwork
-    vocabulary: Pieces
+    network: HFNetwork
+    vocabulary: SubwordTokenizer
 
-    def objective(self, target: Any = None, unk: str | None = None) -> PieceObjective:
+    def objective(self, target: Any = None, unk: str | None = None) -> SubwordObjective:
         """Make the objective of a target: None (its own caption), a text, a Caption, words … (`targets.parse`).
 
         unk: what is done with unknown words here, if not what the captioner does with them.
         """
         return self._objective(target, self.unk if unk is None else unk, each=False)
 
-    def word_objective(self, target: Any = None) -> PieceObjective:
+    def word_objective(self, target: Any = None) -> SubwordObjective:
         """Make the objective of every word of a target apart."""
         return self._objective(target, self.unk, each=True)
 
@@ -102,17 +102,17 @@ class HubCaptioner(Captioner):
         described = super().describe()
         return {name: value for name, value in described.items() if name not in ("decoder", "reading")}
 
-    def _objective(self, target: Any, unk: str, each: bool) -> PieceObjective:
+    def _objective(self, target: Any, unk: str, each: bool) -> SubwordObjective:
         rows = parse(_in_context(target, self.vocabulary, unk), self.vocabulary, unk)
-        return PieceObjective(
+        return SubwordObjective(
             self.network,
             self.vocabulary,
             word_by_word(rows) if each else rows,
-            saying=PieceSaying(),
+            saying=SubwordDecodingOptions(),
             count_end=self.count_end,
         )
 
-    def _captions(self, features: dict[str, Tensor], found: Sequence[Found]) -> Iterator[Caption]:
+    def _captions(self, features: dict[str, Tensor], found: Sequence[Hypothesis]) -> Iterator[Caption]:
         captions = [self.vocabulary.grouped(each.tokens) for each in found]
         steps = word_log_probs(self.network.decoder, features, captions)
         for each, tokens, row in zip(found, captions, steps.tolist(), strict=True):
@@ -134,7 +134,7 @@ def open_captioner(
     device: Device = None,
     unk: str = "error",
     count_end: bool = True,
-) -> HubCaptioner:
+) -> HFCaptioner:
     """Make a captioner of "transformers/NAME_OR_FOLDER", or of a network of that library.
 
     tokenizer: one of transformers, or the name or folder of one; None: that of the same name or folder. preprocess: an
@@ -151,13 +151,13 @@ def open_captioner(
         tokenizer = _tokenizer(network, tokenizer)
         bos, end = (settled(network, where) for where in (family.bos, family.end))
         most = settled(network, _POSITIONS) - 1
-        whole = HubNetwork(network, family, Pieces(tokenizer, bos, end, most))
+        whole = HFNetwork(network, family, SubwordTokenizer(tokenizer, bos, end, most))
     if files is not None:
         whole.eval()
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device is not None:
-        place(whole, device)
-    return HubCaptioner(
+        to_device(whole, device)
+    return HFCaptioner(
         whole,
         whole.decoder.pieces,
         _preprocess(network, files, preprocess),
@@ -182,7 +182,7 @@ def _named(source: str, pretrained: bool) -> tuple[Any, Files]:
     return files.network(_family(config, files.source).kind, config, pretrained, None, unread=".pooler."), files
 
 
-def _family(config: Any, name: str) -> Family:
+def _family(config: Any, name: str) -> HFFamily:
     if config.model_type not in FAMILIES:
         known = ", ".join(family.kind for family in FAMILIES.values())
         raise GradlightError(
@@ -221,7 +221,7 @@ def _preprocess(network: Any, files: Files | None, given: Callable[[Image.Image]
     return found
 
 
-def _in_context(target: Any, words: Pieces, unk: str) -> Any:
+def _in_context(target: Any, words: SubwordTokenizer, unk: str) -> Any:
     """Bring "a [red star] above" to a phrase of its text: the pieces of a word depend on what stands before it."""
     if isinstance(target, (list, tuple)):
         return [_in_context(part, words, unk) for part in target]

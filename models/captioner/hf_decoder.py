@@ -15,19 +15,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...errors import GradlightError, nearest
-from .decoder import Decoder, Features, Specials, State
+from .decoder import Decoder, EndRule, Features, SpecialTokens, State
 from .encoder import CaptionNetwork
-from .search import Finishing
 from .vocabulary import UNKNOWN, Vocabulary
 
-__all__ = ["FAMILIES", "Family", "HubNetwork", "Pieces", "Tongue", "flat", "settled"]
+__all__ = ["FAMILIES", "HFDecoder", "HFFamily", "HFNetwork", "SubwordTokenizer", "flat", "settled"]
 
 # What is asked about a caption counts in its words. So one token stands for one word here and is the tuple of its
 # pieces' numbers; the records that captioners share call it an int, and none of them looks inside.
 Token = tuple[int, ...]
 
 
-class Pieces(Vocabulary):
+class SubwordTokenizer(Vocabulary):
     """The pieces of a tokenizer, behind the interface of a vocabulary of whole words.
 
     Every token that it gives or takes is one word: a tuple of its pieces' numbers. most: the most pieces that a
@@ -44,7 +43,7 @@ class Pieces(Vocabulary):
             )
         unk = tokenizer.unk_token_id
         # Some tokenizers that know every text have END stand for the unknown as well.
-        specials = Specials(bos, end, None if unk in (bos, end) else unk)
+        specials = SpecialTokens(bos, end, None if unk in (bos, end) else unk)
         super().__init__({number: piece for piece, number in known.items()}, specials)
         self.tokenizer, self.most = tokenizer, most
 
@@ -107,12 +106,12 @@ def flat(tokens: Iterable[int]) -> list[int]:
 _LIMIT = 20
 """The library's own limit where neither the network nor the caller has one."""
 _HALVES = (torch.float16, torch.bfloat16)
-_FINISHED = Finishing(float("inf"))
+_FINISHED = EndRule(float("inf"))
 """A beam that has said END is put aside, and another takes its place."""
 
 
 @dataclass(frozen=True)
-class Family:
+class HFFamily:
     """How one kind of network is taken apart.
 
     kind: its class in transformers. eye: its vision tower, which brings pixels to places [B,N,C]. bridge: what stands
@@ -131,13 +130,13 @@ class Family:
     end: tuple[str, ...]
 
 
-class Tongue(Decoder):
+class HFDecoder(Decoder):
     """The text decoder of a captioner of transformers: pieces in, the next piece out.
 
     In its search it keeps the keys and values of what was said; teacher forcing runs it once over the whole.
     """
 
-    def __init__(self, network: Any, family: Family, pieces: Pieces) -> None:
+    def __init__(self, network: Any, family: HFFamily, pieces: SubwordTokenizer) -> None:
         super().__init__(pieces.specials, _limit(family.talker(network)), _FINISHED)
         self.parts = nn.ModuleDict(family.parts(network))
         self.pieces, self.speak = pieces, family.speak
@@ -163,13 +162,13 @@ class Tongue(Decoder):
         return self.predict(self.speak(self.parts, features["att"], said, None))
 
 
-class HubNetwork(CaptionNetwork):
+class HFNetwork(CaptionNetwork):
     """A captioner of transformers: its vision tower as the encoder, its text decoder as the decoder."""
 
-    decoder: Tongue
+    decoder: HFDecoder
 
-    def __init__(self, network: Any, family: Family, pieces: Pieces) -> None:
-        super().__init__(family.eye(network), Tongue(network, family, pieces))
+    def __init__(self, network: Any, family: HFFamily, pieces: SubwordTokenizer) -> None:
+        super().__init__(family.eye(network), HFDecoder(network, family, pieces))
         self.bridge = family.bridge(network)
 
     def features(self, pixels: Tensor) -> dict[str, Tensor]:
@@ -266,7 +265,7 @@ def _prefix(parts: nn.ModuleDict, seen: Tensor, tokens: Tensor, memory: Any) -> 
 
 
 FAMILIES = {
-    "vision-encoder-decoder": Family(
+    "vision-encoder-decoder": HFFamily(
         kind="VisionEncoderDecoderModel",
         eye=lambda network: network.encoder,
         bridge=lambda network: getattr(network, "enc_to_dec_proj", None) or nn.Identity(),
@@ -282,7 +281,7 @@ FAMILIES = {
         ),
         end=("generation_config.eos_token_id", "config.eos_token_id", "config.decoder.eos_token_id"),
     ),
-    "blip": Family(
+    "blip": HFFamily(
         kind="BlipForConditionalGeneration",
         eye=lambda network: network.vision_model,
         bridge=lambda network: nn.Identity(),
@@ -292,7 +291,7 @@ FAMILIES = {
         bos=("config.text_config.bos_token_id",),
         end=("config.text_config.sep_token_id",),
     ),
-    "git": Family(
+    "git": HFFamily(
         kind="GitForCausalLM",
         eye=lambda network: network.git.image_encoder,
         bridge=lambda network: network.git.visual_projection,

@@ -14,8 +14,8 @@ from ..class_objective import rows_for
 from ..objective import Objective, Targets, evened
 from .decoder import PADDING, step_log_probs
 from .encoder import CaptionNetwork
-from .search import Saying
-from .targets import Asked, CaptionTarget, resolve
+from .search import DecodingOptions
+from .targets import CaptionTarget, CaptionTargetSpec, resolve
 from .vocabulary import Vocabulary
 
 __all__ = ["CaptionObjective"]
@@ -36,9 +36,9 @@ class CaptionObjective(Objective):
         self,
         network: CaptionNetwork,
         vocabulary: Vocabulary,
-        rows: Sequence[Sequence[Asked]],
+        rows: Sequence[Sequence[CaptionTargetSpec]],
         *,
-        saying: Saying,
+        saying: DecodingOptions,
         count_end: bool = True,
     ) -> None:
         super().__init__(network)

@@ -8,8 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .decoder import Decoder, Features, Specials, State
-from .search import LEAVES, REPLACED, Finishing
+from .decoder import LEAVES, REPLACED, Decoder, EndRule, Features, SpecialTokens, State
 
 __all__ = ["FC", "Att2in2", "MaxoutLSTM", "ShowTell", "SoftAttention"]
 
@@ -41,7 +40,7 @@ class FC(Decoder):
 
     def __init__(
         self,
-        specials: Specials,
+        specials: SpecialTokens,
         *,
         features: int,
         embed: int,
@@ -49,7 +48,7 @@ class FC(Decoder):
         rows: int,
         columns: int,
         max_length: int = 16,
-        finishing: Finishing = REPLACED,
+        finishing: EndRule = REPLACED,
         dropout: float = 0.5,
     ) -> None:
         super().__init__(specials, max_length, finishing, dropout)
@@ -79,7 +78,7 @@ class ShowTell(Decoder):
 
     def __init__(
         self,
-        specials: Specials,
+        specials: SpecialTokens,
         *,
         features: int,
         embed: int,
@@ -88,7 +87,7 @@ class ShowTell(Decoder):
         columns: int,
         layers: int = 1,
         max_length: int = 16,
-        finishing: Finishing = REPLACED,
+        finishing: EndRule = REPLACED,
         dropout: float = 0.5,
     ) -> None:
         super().__init__(specials, max_length, finishing, dropout)
@@ -126,7 +125,7 @@ class Att2in2(Decoder):
 
     def __init__(
         self,
-        specials: Specials,
+        specials: SpecialTokens,
         *,
         places: int,
         embed: int,
@@ -136,7 +135,7 @@ class Att2in2(Decoder):
         columns: int,
         norm: int = 0,
         max_length: int = 16,
-        finishing: Finishing = REPLACED,
+        finishing: EndRule = REPLACED,
         dropout: float = 0.5,
     ) -> None:
         super().__init__(specials, max_length, finishing, dropout)
@@ -187,7 +186,7 @@ class SoftAttention(Decoder):
 
     def __init__(
         self,
-        specials: Specials,
+        specials: SpecialTokens,
         *,
         places: int,
         embed: int,
@@ -196,7 +195,7 @@ class SoftAttention(Decoder):
         rows: int,
         columns: int,
         max_length: int = 51,
-        finishing: Finishing = LEAVES,
+        finishing: EndRule = LEAVES,
         dropout: float = 0.5,
     ) -> None:
         super().__init__(specials, max_length, finishing, dropout)

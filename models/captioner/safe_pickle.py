@@ -14,17 +14,17 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 from ...errors import GradlightError
-from ...files import open_regular, shown
+from ...files import format_path, open_regular
 from ..checkpoints import PathLike
 
 __all__ = [
     "PYTHON2",
     "Foreign",
-    "Inert",
-    "Machine",
+    "InertStandIn",
     "Namespace",
     "Ordered",
-    "Reader",
+    "PickleReader",
+    "RestrictedUnpickler",
     "guarded",
     "known",
     "opened",
@@ -36,7 +36,7 @@ __all__ = [
 _LONGEST_TEXT = 64
 
 
-class Inert:
+class InertStandIn:
     """What stands for everything that a file names: it may be called and filled, and does nothing."""
 
     state: Mapping[str, Any]
@@ -53,7 +53,7 @@ class Inert:
         self.state = inner if isinstance(inner, dict) else {}
 
 
-class Ordered(dict[Any, Any], Inert):
+class Ordered(dict[Any, Any], InertStandIn):
     """Stands for OrderedDict and its kin; Python 2 gives it its pairs as an argument."""
 
     def __new__(cls, *args: Any) -> Any:
@@ -69,21 +69,21 @@ class Ordered(dict[Any, Any], Inert):
         pass
 
 
-class Namespace(Inert):
+class Namespace(InertStandIn):
     """Stands for argparse.Namespace."""
 
 
-class _Reconstructor(Inert):
+class _Reconstructor(InertStandIn):
     def __new__(cls, kind: Any = None, *_: Any) -> Any:
-        return kind() if isinstance(kind, type) and issubclass(kind, Inert) else super().__new__(cls)
+        return kind() if isinstance(kind, type) and issubclass(kind, InertStandIn) else super().__new__(cls)
 
 
-class _Encode(Inert):
+class _Encode(InertStandIn):
     def __new__(cls, text: Any = None, *_: Any) -> Any:
         return text.encode("latin-1") if _short(text) else super().__new__(cls)
 
 
-class _Dtype(Inert):
+class _Dtype(InertStandIn):
     code: str
 
     def __new__(cls, code: Any = "", *_: Any) -> Any:
@@ -92,7 +92,7 @@ class _Dtype(Inert):
         return made
 
 
-class _Scalar(Inert):
+class _Scalar(InertStandIn):
     def __new__(cls, dtype: Any = None, raw: Any = None, *_: Any) -> Any:
         data = raw.encode("latin-1") if _short(raw) else raw
         form = _FORMS.get(dtype.code) if isinstance(dtype, _Dtype) else None
@@ -103,17 +103,17 @@ class _Scalar(Inert):
 
 _FORMS = {"f8": "<d", "f4": "<f", "i8": "<q", "i4": "<i", "b1": "<?"}
 
-_PLAIN: dict[str, type[Inert]] = {
+_PLAIN: dict[str, type[InertStandIn]] = {
     "argparse.Namespace": Namespace,
     "copyreg._reconstructor": _Reconstructor,
-    "builtins.object": Inert,
+    "builtins.object": InertStandIn,
     "collections.OrderedDict": Ordered,
     "collections.defaultdict": Ordered,
     "_codecs.encode": _Encode,
     "numpy.dtype": _Dtype,
-    "numpy.ndarray": Inert,
+    "numpy.ndarray": InertStandIn,
     **{f"numpy.{core}.multiarray.scalar": _Scalar for core in ("core", "_core")},
-    **{f"numpy.{core}.multiarray._reconstruct": Inert for core in ("core", "_core")},
+    **{f"numpy.{core}.multiarray._reconstruct": InertStandIn for core in ("core", "_core")},
 }
 
 PYTHON2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
@@ -124,7 +124,7 @@ class Foreign(pickle.UnpicklingError):
     """A file names something that has no place in it."""
 
 
-def known(module: str, name: str) -> type[Inert]:
+def known(module: str, name: str) -> type[InertStandIn]:
     """Give the stand-in of what an `infos` pickle names; raises Foreign for everything that has no place in one."""
     found = _PLAIN.get(f"{PYTHON2.get(module, module)}.{name}")
     if found is None:
@@ -157,7 +157,7 @@ _UNHEARD = (
 )
 
 
-class Reader:
+class PickleReader:
     """The rest of a stream for a machine: no more bytes than there are are asked for, and not without end."""
 
     def __init__(self, stream: BinaryIO, size: int) -> None:
@@ -184,7 +184,7 @@ class Reader:
         return data
 
 
-class Machine(pickle._Unpickler):
+class RestrictedUnpickler(pickle._Unpickler):
     """Python's own unpickler, written in Python, that can call nothing but stand-ins, and has bounded time and memory.
 
     The one written in C would do as a memo says that it is 2^32 long. find: the stand-in of a module and a name.
@@ -199,14 +199,14 @@ class Machine(pickle._Unpickler):
 
     def __init__(
         self,
-        reader: Reader,
-        find: Callable[[str, str], type[Inert]] = known,
+        reader: PickleReader,
+        find: Callable[[str, str], type[InertStandIn]] = known,
         persistent: Callable[[Any], Any] | None = None,
     ) -> None:
         super().__init__(reader, fix_imports=False, encoding="latin-1")
         self._reader, self._find, self._persistent = reader, find, persistent
 
-    def find_class(self, module: str, name: str) -> type[Inert]:
+    def find_class(self, module: str, name: str) -> type[InertStandIn]:
         """Give the stand-in; nothing is imported."""
         return self._find(module, name)
 
@@ -215,7 +215,7 @@ class Machine(pickle._Unpickler):
         return super().persistent_load(pid) if self._persistent is None else self._persistent(pid)
 
     def _call(self, kind: Any, args: Any) -> Any:
-        stands = isinstance(kind, type) and issubclass(kind, Inert)
+        stands = isinstance(kind, type) and issubclass(kind, InertStandIn)
         if not (stands and isinstance(args, tuple) and len(args) <= _MOST_ARGUMENTS):
             raise pickle.UnpicklingError("it calls what cannot be called")
         return kind(*args)
@@ -288,13 +288,13 @@ def opened(path: PathLike) -> Iterator[tuple[BinaryIO, int]]:
     with open_regular(path) as stream:
         start = stream.read(512)
         if not start:
-            raise GradlightError(f"{shown(path)}: an empty file (0 bytes). Get a whole copy of it.")
+            raise GradlightError(f"{format_path(path)}: an empty file (0 bytes). Get a whole copy of it.")
         if re.match(rb"\s*<(!doctype|html|\?xml)", start, re.IGNORECASE):
             raise GradlightError(
-                f"{shown(path)}: a web page, perhaps an error page saved in its place. Download it again."
+                f"{format_path(path)}: a web page, perhaps an error page saved in its place. Download it again."
             )
         if start.startswith(b"version https://git-lfs"):
-            raise GradlightError(f"{shown(path)}: a Git LFS pointer, not the file itself. Run `git lfs pull`.")
+            raise GradlightError(f"{format_path(path)}: a Git LFS pointer, not the file itself. Run `git lfs pull`.")
         stream.seek(0)
         yield stream, os.fstat(stream.fileno()).st_size
 
@@ -308,14 +308,14 @@ def guarded(path: PathLike, what: str) -> Iterator[None]:
         raise
     except Foreign as error:
         raise GradlightError(
-            f"{shown(path)}: the file names {str(error)!r}, which has no place in {what}; nothing of it was run."
+            f"{format_path(path)}: the file names {str(error)!r}, which has no place in {what}; nothing of it was run."
         ) from error
     # Broken bytes make any step fail in any way: KeyError, EOFError, struct.error, RecursionError, MemoryError …
     except Exception as error:
         words = str(error).splitlines()
         detail = words[0] if words and len(words[0]) < 120 else type(error).__name__
         raise GradlightError(
-            f"{shown(path)}: not {what}, or damaged or truncated ({detail}). Get a whole copy of it."
+            f"{format_path(path)}: not {what}, or damaged or truncated ({detail}). Get a whole copy of it."
         ) from error
 
 
@@ -326,5 +326,7 @@ def read_pickle(path: PathLike) -> Any:
     """
     with opened(path) as (stream, size), guarded(path, "the pickle of a captioner's vocabulary and options"):
         if size > _LARGEST:
-            raise GradlightError(f"{shown(path)}: {size >> 20} MB, and no vocabulary with its options is so large.")
-        return Machine(Reader(stream, size)).load()
+            raise GradlightError(
+                f"{format_path(path)}: {size >> 20} MB, and no vocabulary with its options is so large."
+            )
+        return RestrictedUnpickler(PickleReader(stream, size)).load()

@@ -9,45 +9,22 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...errors import GradlightError
-from .decoder import Decoder, Features
+from .decoder import Decoder, Features, State
 
-if TYPE_CHECKING:
-    from .decoder import Decoder, Features, State
+__all__ = ["DecodingOptions", "Hypothesis", "generate", "length_score", "search"]
 
-__all__ = ["KEPT", "LEAVES", "REPLACED", "Finishing", "Found", "Saying", "length_score", "search"]
-
-
-@dataclass(frozen=True)
-class Finishing:
-    """What happens to a beam that has said END.
-
-    price: taken off its running sum, so that others take its place (1000), or it keeps it and goes on behind END (0).
-    shrinks: its place is not given to another. keeps_cut: beams that the length limit cut compete with finished ones.
-    """
-
-    price: float
-    shrinks: bool = False
-    keeps_cut: bool = True
-
-
-REPLACED = Finishing(1000.0)
-"""ImageCaptioning.pytorch."""
-KEPT = Finishing(0.0)
-"""DiscCaptioning."""
-LEAVES = Finishing(math.inf, shrinks=True, keeps_cut=False)
-"""The soft-attention tutorial."""
 
 _SUPPRESSED = 1000.0
 
 
 @dataclass(frozen=True)
-class Found:
+class Hypothesis:
     """A caption that was found: its tokens without END, the sum of their log-probabilities, whether END was said."""
 
     tokens: tuple[int, ...]
@@ -74,7 +51,7 @@ def length_score(penalty: str | None) -> Callable[[float, int], float]:
 
 def search(
     decoder: Decoder, features: Features, beam_size: int, limit: int, *, suppress_unk: bool, penalty: str | None
-) -> list[Found]:
+) -> list[Hypothesis]:
     """Find the best caption of each image; a beam of 1 is greedy search. Gradients are off."""
     for name, value in (("beam_size", beam_size), ("max_length", limit)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -88,6 +65,31 @@ def search(
             if beams.settled():
                 break
     return beams.best()
+
+
+def generate(
+    decoder: Decoder,
+    features: Features,
+    beam_size: int = 1,
+    max_length: int | None = None,
+    suppress_unk: bool = False,
+    length_penalty: str | None = None,
+) -> list[tuple[list[int], float]]:
+    """Say the most probable caption of each image that greedy or beam search finds: (tokens without END, log_prob).
+
+    log_prob is the sum over the words, and END if it was reached within max_length tokens. suppress_unk: never say
+    UNK. length_penalty: "avg" or "wu_ALPHA" compares finished beams per length (`search.length_score`); None by
+    their sums. Raises GradlightError for a beam_size or max_length below 1.
+    """
+    found = search(
+        decoder,
+        features,
+        beam_size,
+        decoder.max_length if max_length is None else max_length,
+        suppress_unk=suppress_unk,
+        penalty=length_penalty,
+    )
+    return [(list(caption.tokens), caption.log_prob) for caption in found]
 
 
 class _Beams:
@@ -106,7 +108,7 @@ class _Beams:
         self.sums = torch.full((self.count, size), -math.inf, device=device, dtype=torch.float64)
         self.sums[:, 0] = 0
         self.history = torch.empty((self.count, size, 0), dtype=torch.long, device=device)
-        self.found: list[list[Found]] = [[] for _ in range(self.count)]
+        self.found: list[list[Hypothesis]] = [[] for _ in range(self.count)]
 
     def extend(self, suppress_unk: bool) -> None:
         """Let every beam say one more word, and keep the best."""
@@ -154,7 +156,7 @@ class _Beams:
         if self._end in tokens[:-1]:
             return  # what goes on behind END is no other caption
         words = tokens[:-1] if ended else tokens
-        self.found[image].append(Found(tuple(words), total, ended, self.score(total, len(tokens))))
+        self.found[image].append(Hypothesis(tuple(words), total, ended, self.score(total, len(tokens))))
 
     def settled(self) -> bool:
         """Tell whether no beam can become better than what was found: sums only fall."""
@@ -165,7 +167,7 @@ class _Beams:
             for found, sums in zip(self.found, self.sums, strict=True)
         )
 
-    def best(self) -> list[Found]:
+    def best(self) -> list[Hypothesis]:
         """Give the best caption of each image."""
         if not all(self.found):
             raise GradlightError(
@@ -184,7 +186,7 @@ def _along(rows: Tensor, history: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Saying:
+class DecodingOptions:
     """Options of the search: beams, the most tokens (None: the decoder's own limit), UNK suppressed, length penalty."""
 
     beam_size: int = 3
@@ -192,7 +194,7 @@ class Saying:
     suppress_unk: bool = False
     length_penalty: str | None = None
 
-    def say(self, decoder: Decoder, features: Features) -> list[Found]:
+    def say(self, decoder: Decoder, features: Features) -> list[Hypothesis]:
         """Find the best caption of each image."""
         limit = decoder.max_length if self.max_length is None else self.max_length
         return search(

@@ -15,13 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import GradlightError
-from ...files import shown
+from ...files import format_path
 from ..checkpoints import PathLike
-from .decoder import Decoder, Specials
+from .decoder import Decoder, EndRule, SpecialTokens
 from .rnn_decoders import FC, Att2in2, ShowTell, SoftAttention
-from .safe_pickle import PYTHON2, Foreign, Inert, Ordered, guarded, known, opened
-from .search import Finishing
-from .torch_archive import REBUILDERS, Piece, open_archive
+from .safe_pickle import PYTHON2, Foreign, InertStandIn, Ordered, guarded, known, opened
+from .torch_archive import REBUILDERS, TensorReference, open_archive
 
 __all__ = [
     "FAMILIES",
@@ -42,7 +41,7 @@ _Sizes = Callable[[Mapping[str, Tensor]], dict[str, int]]
 
 
 @dataclass(frozen=True)
-class _Family:
+class _DecoderFamily:
     """A kind of decoder: the keys it is known by, new names for old (by pattern), and its sizes by the new names."""
 
     make: Callable[..., Decoder]
@@ -101,21 +100,21 @@ def _soft_sizes(state: Mapping[str, Tensor]) -> dict[str, int]:
     return {**_words(state), "places": places, "size": _shape(state, "decoder_att.weight")[1], "attention": attention}
 
 
-FAMILIES: Mapping[str, _Family] = {
-    "fc": _Family(FC, ("img_embed.weight", "core.i2h.weight"), {}, _fc_sizes),
-    "newfc": _Family(
+FAMILIES: Mapping[str, _DecoderFamily] = {
+    "fc": _DecoderFamily(FC, ("img_embed.weight", "core.i2h.weight"), {}, _fc_sizes),
+    "newfc": _DecoderFamily(
         FC,
         ("fc_embed.weight", "_core.i2h.weight"),
         {r"fc_embed\.": "img_embed.", r"_core\.": "core."},
         _fc_sizes,
     ),
-    "show_tell": _Family(
+    "show_tell": _DecoderFamily(
         ShowTell,
         ("img_embed.weight", "core.weight_ih_l0"),
         {r"core\.weight_(ih|hh)_l(\d+)$": r"core.\2.weight_\1"},
         _show_tell_sizes,
     ),
-    "att2in2": _Family(
+    "att2in2": _DecoderFamily(
         Att2in2,
         ("core.a2c.weight", "embed.0.weight"),
         {
@@ -126,7 +125,7 @@ FAMILIES: Mapping[str, _Family] = {
         },
         _att2in2_sizes,
     ),
-    "soft attention": _Family(
+    "soft attention": _DecoderFamily(
         SoftAttention,
         ("attention.encoder_att.weight", "decode_step.weight_ih"),
         {r"attention\.": "", r"decode_step\.": "core.", r"embedding\.": "embed.", r"fc\.": "logit."},
@@ -195,7 +194,7 @@ def _renamed(state: Mapping[str, Tensor], renames: Mapping[str, str]) -> dict[st
 
 
 def build_decoder(
-    family: str, state: Mapping[str, Tensor], specials: Specials, max_length: int, finishing: Finishing
+    family: str, state: Mapping[str, Tensor], specials: SpecialTokens, max_length: int, finishing: EndRule
 ) -> Decoder:
     """Build the decoder of a family with weights under our names, in eval mode; the sizes follow from their shapes.
 
@@ -297,7 +296,7 @@ def read_weights(path: PathLike) -> dict[str, Tensor]:
         found = _pieces(content) if isinstance(content, dict) else {}
         if not found:
             raise GradlightError(
-                f"{shown(path)}: holds no state dict. Save one with torch.save(network.state_dict(), path)."
+                f"{format_path(path)}: holds no state dict. Save one with torch.save(network.state_dict(), path)."
             )
         return archive.tensors(found)
 
@@ -314,20 +313,20 @@ def read_modules(path: PathLike) -> dict[str, dict[str, Tensor]]:
         missing = [name for name, pieces in found.items() if not pieces]
         if missing:
             raise GradlightError(
-                f"{shown(path)}: the weights of {' and of '.join(missing)} are not in it, so it is no captioner's."
+                f"{format_path(path)}: the weights of {' and of '.join(missing)} are not in it, so it is no captioner's."
             )
         both = {f"{name} {key}": piece for name, pieces in found.items() for key, piece in pieces.items()}
         tensors = archive.tensors(both)
         return {name: {key: tensors[f"{name} {key}"] for key in pieces} for name, pieces in found.items()}
 
 
-def _of_weights(module: str, name: str) -> type[Inert]:
+def _of_weights(module: str, name: str) -> type[InertStandIn]:
     """Give the stand-in of what a state dict names, and of nothing else."""
     full = f"{PYTHON2.get(module, module)}.{name}"
     return REBUILDERS.get(full) or known(module, name)
 
 
-def _of_modules(module: str, name: str) -> type[Inert]:
+def _of_modules(module: str, name: str) -> type[InertStandIn]:
     """Give the stand-in of what a whole module names: any class, but programs of the standard library have no place."""
     try:
         return _of_weights(module, name)
@@ -336,20 +335,24 @@ def _of_modules(module: str, name: str) -> type[Inert]:
         root = module.partition(".")[0]
         if (root in sys.stdlib_module_names or root == "commands") and name not in _HARMLESS.get(module, ()):
             raise
-        return Ordered if f"{module}.{name}" == "builtins.dict" else Inert
+        return Ordered if f"{module}.{name}" == "builtins.dict" else InertStandIn
 
 
-def _pieces(thing: Any) -> dict[str, Piece]:
+def _pieces(thing: Any) -> dict[str, TensorReference]:
     """Give the tensors of a state dict, or of a module and all modules in it, by name."""
     if isinstance(thing, dict):
-        return {name: piece for name, piece in thing.items() if isinstance(name, str) and isinstance(piece, Piece)}
-    found: dict[str, Piece] = {}
+        return {
+            name: piece for name, piece in thing.items() if isinstance(name, str) and isinstance(piece, TensorReference)
+        }
+    found: dict[str, TensorReference] = {}
     waiting: list[tuple[str, Any]] = [("", thing)]
     seen = 0
     while waiting:
         prefix, module = waiting.pop()
         for group in ("_parameters", "_buffers"):
-            found.update((prefix + name, item) for name, item in _items(module, group) if isinstance(item, Piece))
+            found.update(
+                (prefix + name, item) for name, item in _items(module, group) if isinstance(item, TensorReference)
+            )
         waiting += [(f"{prefix}{name}.", inner) for name, inner in _items(module, "_modules")]
         seen += 1
         if seen + len(waiting) + len(found) > _MOST_PARTS or len(prefix) > _LONGEST_NAME:
@@ -358,7 +361,7 @@ def _pieces(thing: Any) -> dict[str, Piece]:
 
 
 def _items(module: Any, group: str) -> Iterator[tuple[str, Any]]:
-    members = module.state.get(group) if isinstance(module, Inert) else None
+    members = module.state.get(group) if isinstance(module, InertStandIn) else None
     for name, value in members.items() if isinstance(members, dict) else ():
         if isinstance(name, str):
             yield name, value

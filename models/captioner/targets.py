@@ -12,10 +12,10 @@ from typing import Any
 
 from ...errors import GradlightError
 from ..objective import Target
-from .search import Found
+from .search import Hypothesis
 from .vocabulary import Vocabulary
 
-__all__ = ["Asked", "Caption", "CaptionTarget", "Phrase", "Word", "parse", "resolve", "word_by_word"]
+__all__ = ["Caption", "CaptionTarget", "CaptionTargetSpec", "Phrase", "Word", "parse", "resolve", "word_by_word"]
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class CaptionTarget(Target):
 
 
 @dataclass(frozen=True)
-class Asked:
+class CaptionTargetSpec:
     """One thing that is asked of an image, as far as it is known before the network has run.
 
     text: as it was written, for the record. tokens: of the caption; None: the one that the captioner makes. phrase:
@@ -117,7 +117,7 @@ class Asked:
     ended: bool = True
 
 
-def parse(target: Any, words: Vocabulary, unk: str) -> list[list[Asked]]:
+def parse(target: Any, words: Vocabulary, unk: str) -> list[list[CaptionTargetSpec]]:
     """Bring a target to rows: one row per image, or one for all; every row holds what is asked of its image.
 
     None: the caption that the captioner makes. A text: that caption; "a [red star] above" asks for the words between
@@ -135,12 +135,14 @@ def parse(target: Any, words: Vocabulary, unk: str) -> list[list[Asked]]:
     return [_entry(part, words, unk) for part in target]
 
 
-def word_by_word(rows: Sequence[Sequence[Asked]]) -> list[list[Asked]]:
+def word_by_word(rows: Sequence[Sequence[CaptionTargetSpec]]) -> list[list[CaptionTargetSpec]]:
     """Ask for every word of what was asked, apart."""
     return [[replace(asked, each=True) for asked in row] for row in rows]
 
 
-def resolve(asked: Asked, found: Found | None, words: Vocabulary, count_end: bool) -> list[CaptionTarget]:
+def resolve(
+    asked: CaptionTargetSpec, found: Hypothesis | None, words: Vocabulary, count_end: bool
+) -> list[CaptionTarget]:
     """Fix what is asked of one image; found: the caption that the captioner made, where none was given."""
     if asked.tokens is None and found is not None:
         asked = replace(asked, tokens=found.tokens, ended=found.ended)
@@ -172,7 +174,7 @@ def _is_words(target: Sequence[Any]) -> bool:
     )
 
 
-def _entry(target: Any, words: Vocabulary, unk: str) -> list[Asked]:
+def _entry(target: Any, words: Vocabulary, unk: str) -> list[CaptionTargetSpec]:
     if not isinstance(target, (list, tuple)):
         return [_one(target, words, unk)]
     if not target:
@@ -186,11 +188,11 @@ def _nested(part: Any) -> bool:
     return isinstance(part, (list, tuple)) and _is_words(part)
 
 
-def _one(target: Any, words: Vocabulary, unk: str) -> Asked:
+def _one(target: Any, words: Vocabulary, unk: str) -> CaptionTargetSpec:
     if target is None:
-        return Asked("")
+        return CaptionTargetSpec("")
     if isinstance(target, Caption):
-        return Asked(target.text, tuple(target.tokens), ended=target.ended)
+        return CaptionTargetSpec(target.text, tuple(target.tokens), ended=target.ended)
     if isinstance(target, (Word, Phrase)):
         phrase = target.phrase if isinstance(target, Word) else target
         said = words.decode(phrase.tokens)
@@ -198,7 +200,7 @@ def _one(target: Any, words: Vocabulary, unk: str) -> Asked:
             raise GradlightError(f"{phrase!r} has no words; caption.phrase(…) and caption.span(…) make phrases.")
         said[phrase.start] = f"[{said[phrase.start]}"
         said[phrase.stop - 1] += "]"
-        return Asked(" ".join(said), phrase.tokens, span=(phrase.start, phrase.stop), ended=phrase.ended)
+        return CaptionTargetSpec(" ".join(said), phrase.tokens, span=(phrase.start, phrase.stop), ended=phrase.ended)
     if isinstance(target, str) and target.strip():
         return _text(target, words, unk)
     raise GradlightError(
@@ -207,15 +209,15 @@ def _one(target: Any, words: Vocabulary, unk: str) -> Asked:
     )
 
 
-def _text(text: str, words: Vocabulary, unk: str) -> Asked:
+def _text(text: str, words: Vocabulary, unk: str) -> CaptionTargetSpec:
     """Read a text, with one pair of brackets around a phrase or without."""
     if "[" not in text and "]" not in text:
-        return Asked(text, tuple(words.encode(text, unk)))
+        return CaptionTargetSpec(text, tuple(words.encode(text, unk)))
     match = re.fullmatch(r"([^\[\]]*)\[([^\[\]]+)\]([^\[\]]*)", text)
     if match is None:
         raise GradlightError(f'{text!r}: one pair of brackets marks the phrase to explain, as in "a [red star] above".')
     inside = words.encode(match[2], unk)
     before, after = (words.encode(part, unk) if re.search(r"\w", part) else [] for part in (match[1], match[3]))
     if not before and not after:
-        return Asked(text, phrase=tuple(words.decode(inside)))
-    return Asked(text, (*before, *inside, *after), span=(len(before), len(before) + len(inside)))
+        return CaptionTargetSpec(text, phrase=tuple(words.decode(inside)))
+    return CaptionTargetSpec(text, (*before, *inside, *after), span=(len(before), len(before) + len(inside)))

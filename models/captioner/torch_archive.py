@@ -17,24 +17,24 @@ import torch
 from torch import Tensor
 
 from ...errors import GradlightError
-from ...files import shown
+from ...files import format_path
 from ..checkpoints import PathLike
-from .safe_pickle import Inert, Machine, Reader, whole
+from .safe_pickle import InertStandIn, PickleReader, RestrictedUnpickler, whole
 
-__all__ = ["REBUILDERS", "Archive", "Piece", "open_archive"]
+__all__ = ["REBUILDERS", "Archive", "TensorReference", "open_archive"]
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _MOST_AXES = 8
 
 
-class _Kind(Inert):
+class _Kind(InertStandIn):
     """Stands for the class of a storage."""
 
     dtype = torch.uint8
 
 
-class _Stored(Inert):
+class _StorageReference(InertStandIn):
     """A part of a storage: it begins `first` elements behind the storage's start."""
 
     key: str | int
@@ -42,7 +42,7 @@ class _Stored(Inert):
     first: int
 
 
-class Piece(Inert):
+class TensorReference(InertStandIn):
     """A tensor whose storage was not read yet."""
 
     parts: tuple[Any, ...]
@@ -53,18 +53,23 @@ class Piece(Inert):
         made.parts = args[:4]
         return made
 
-    def checked(self) -> tuple[_Stored, int, tuple[int, ...], tuple[int, ...]]:
+    def checked(self) -> tuple[_StorageReference, int, tuple[int, ...], tuple[int, ...]]:
         """Give the parts; raises ValueError for those that cannot be."""
         stored, first, sizes, strides = self.parts
         numbers = all(isinstance(axes, tuple) and all(map(whole, axes)) for axes in (sizes, strides))
-        if not (isinstance(stored, _Stored) and whole(first) and numbers and len(sizes) == len(strides) <= _MOST_AXES):
+        if not (
+            isinstance(stored, _StorageReference)
+            and whole(first)
+            and numbers
+            and len(sizes) == len(strides) <= _MOST_AXES
+        ):
             raise ValueError("a tensor is described wrongly")
         return stored, stored.first + first, sizes, strides
 
 
-class _Parameter(Inert):
+class _Parameter(InertStandIn):
     def __new__(cls, data: Any = None, *_: Any) -> Any:
-        return data if isinstance(data, Piece) else super().__new__(cls)
+        return data if isinstance(data, TensorReference) else super().__new__(cls)
 
 
 _DTYPES = {
@@ -80,9 +85,9 @@ _DTYPES = {
     "Bool": torch.bool,
 }
 
-REBUILDERS: Mapping[str, type[Inert]] = {
-    "torch._utils._rebuild_tensor": Piece,
-    "torch._utils._rebuild_tensor_v2": Piece,
+REBUILDERS: Mapping[str, type[InertStandIn]] = {
+    "torch._utils._rebuild_tensor": TensorReference,
+    "torch._utils._rebuild_tensor_v2": TensorReference,
     "torch._utils._rebuild_parameter": _Parameter,
     "torch._utils._rebuild_parameter_with_state": _Parameter,
     "torch.nn.parameter.Parameter": _Parameter,
@@ -95,7 +100,9 @@ REBUILDERS: Mapping[str, type[Inert]] = {
 """The stand-ins of what a pickle names for tensors."""
 
 
-def open_archive(path: PathLike, stream: BinaryIO, size: int, find: Callable[[str, str], type[Inert]]) -> Archive:
+def open_archive(
+    path: PathLike, stream: BinaryIO, size: int, find: Callable[[str, str], type[InertStandIn]]
+) -> Archive:
     """Open a PyTorch file; find gives the stand-ins. Raises GradlightError for TorchScript, anything for damage."""
     zipped = stream.read(4) == b"PK\x03\x04"
     stream.seek(0)
@@ -124,11 +131,11 @@ class Archive:
         first = view[0][1] if view and view[0] is not None else 0
         if not (pid[0] == "storage" and issubclass(kind, _Kind) and isinstance(key, str | int) and whole(first)):
             raise ValueError("a storage is described wrongly")
-        stored: _Stored = _Stored()
+        stored: _StorageReference = _StorageReference()
         stored.key, stored.dtype, stored.first = key, self.dtypes.setdefault(key, kind.dtype), first
         return stored
 
-    def tensors(self, pieces: Mapping[str, Piece]) -> dict[str, Tensor]:
+    def tensors(self, pieces: Mapping[str, TensorReference]) -> dict[str, Tensor]:
         """Read tensors; raises ValueError where they would be larger than twice the file."""
         total = 0
         for piece in pieces.values():
@@ -138,7 +145,7 @@ class Archive:
             raise ValueError("its tensors are larger than the file")
         return {name: self._tensor(piece) for name, piece in pieces.items()}
 
-    def _tensor(self, piece: Piece) -> Tensor:
+    def _tensor(self, piece: TensorReference) -> Tensor:
         stored, first, sizes, strides = piece.checked()
         storage = self._storages.get((stored.key, stored.dtype))
         if storage is None:
@@ -158,13 +165,15 @@ class Archive:
 
 
 class _Zipped(Archive):
-    def __init__(self, path: PathLike, stream: BinaryIO, size: int, find: Callable[[str, str], type[Inert]]) -> None:
+    def __init__(
+        self, path: PathLike, stream: BinaryIO, size: int, find: Callable[[str, str], type[InertStandIn]]
+    ) -> None:
         super().__init__(stream, size)
         with zipfile.ZipFile(stream) as listing:
             self._records = {info.filename.partition("/")[2]: info for info in listing.infolist()}
         if "constants.pkl" in self._records or any(name.startswith("code/") for name in self._records):
             raise GradlightError(
-                f"{shown(path)}: a TorchScript program, not weights, and it was not run. Save the weights with"
+                f"{format_path(path)}: a TorchScript program, not weights, and it was not run. Save the weights with"
                 " torch.save(network.state_dict(), path)."
             )
         # PyTorch stores its records as they are, one behind the other; one that is packed could be a bomb.
@@ -175,7 +184,9 @@ class _Zipped(Archive):
         if "byteorder" in self._records and self._record("byteorder") != b"little":
             raise ValueError("its numbers are big-endian")
         pickled = bytes(self._record("data.pkl"))
-        self.content = Machine(Reader(io.BytesIO(pickled), len(pickled)), find, self.persistent).load()
+        self.content = RestrictedUnpickler(
+            PickleReader(io.BytesIO(pickled), len(pickled)), find, self.persistent
+        ).load()
 
     def raw(self, key: str | int) -> bytearray:
         return self._record(f"data/{key}")
@@ -193,19 +204,19 @@ class _Zipped(Archive):
 
 
 class _Old(Archive):
-    def __init__(self, stream: BinaryIO, size: int, find: Callable[[str, str], type[Inert]]) -> None:
+    def __init__(self, stream: BinaryIO, size: int, find: Callable[[str, str], type[InertStandIn]]) -> None:
         super().__init__(stream, size)
-        reader = Reader(stream, size)
+        reader = PickleReader(stream, size)
         for expected in (_MAGIC, _PROTOCOL):
-            number = Machine(reader, find).load()
+            number = RestrictedUnpickler(reader, find).load()
             if not isinstance(number, int) or number != expected:
                 raise ValueError("it does not begin as one")
-        system = Machine(reader, find).load()
+        system = RestrictedUnpickler(reader, find).load()
         if not system["little_endian"]:
             raise ValueError("its numbers are big-endian")
-        self.content = Machine(reader, find, self.persistent).load()
+        self.content = RestrictedUnpickler(reader, find, self.persistent).load()
         self._places: dict[str | int, tuple[int, int]] = {}
-        keys = Machine(reader, find).load()
+        keys = RestrictedUnpickler(reader, find).load()
         position = stream.tell()
         for key in keys:
             (count,) = struct.unpack("<q", self._bytes(position, 8))

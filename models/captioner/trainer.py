@@ -19,7 +19,7 @@ from ..preserve import preserved
 from .decoder import step_log_probs
 from .encoder import CaptionNetwork
 
-__all__ = ["Batches", "Progress", "Settings", "fit", "mean_loss", "prepare"]
+__all__ = ["Batches", "Progress", "TrainingSettings", "fit", "mean_loss", "prepare"]
 
 Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
 """Give the batches of an epoch: pixels [B,3,H,W] and tokens [B,T], padded with −1."""
@@ -30,7 +30,7 @@ _FEWEST = 11  # of OneCycleLR, which divides by zero where a tenth of its steps 
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainingSettings:
     """How to train: AdamW with one cycle of the learning rate.
 
     rate: of the decoder; encoder_rate: of the encoder, 0 freezes it. patience: epochs without a better validation loss
@@ -57,7 +57,7 @@ class Progress:
         """The epoch with the least validation loss."""
         return min(range(len(self.losses)), key=self.losses.__getitem__)
 
-    def over(self, settings: Settings) -> bool:
+    def over(self, settings: TrainingSettings) -> bool:
         """Tell whether all epochs are done, or the last ones brought nothing."""
         done = len(self.losses)
         return done >= settings.epochs or (done > 0 and done - 1 - self.best >= settings.patience)
@@ -68,7 +68,7 @@ def fit(
     batches: Batches,
     steps: int,
     validation: Batches,
-    settings: Settings,
+    settings: TrainingSettings,
     keep: Path,
     progress: bool = False,
 ) -> Progress:
@@ -82,7 +82,7 @@ def fit(
     rates = [group["lr"] for group in optimiser.param_groups]
     total = max(settings.epochs * steps, _FEWEST)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rates, total_steps=total, pct_start=0.1)
-    run = _Run(network, optimiser, schedule, settings, steps, keep)
+    run = _TrainingRun(network, optimiser, schedule, settings, steps, keep)
     run.restore()
     while not run.progress.over(settings):
         epoch = len(run.progress.losses)
@@ -129,7 +129,7 @@ def _loss(network: CaptionNetwork, pixels: Tensor, tokens: Tensor) -> tuple[Tens
     return -picked.sum(), int(exists.sum())
 
 
-def _optimiser(network: CaptionNetwork, settings: Settings) -> torch.optim.Optimizer:
+def _optimiser(network: CaptionNetwork, settings: TrainingSettings) -> torch.optim.Optimizer:
     network.encoder.requires_grad_(settings.encoder_rate > 0)
     groups = [{"params": list(network.decoder.parameters()), "lr": settings.rate}]
     if settings.encoder_rate > 0:
@@ -138,13 +138,13 @@ def _optimiser(network: CaptionNetwork, settings: Settings) -> torch.optim.Optim
 
 
 @dataclass
-class _Run:
+class _TrainingRun:
     """One training with all of its state."""
 
     network: CaptionNetwork
     optimiser: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
-    settings: Settings
+    settings: TrainingSettings
     steps: int
     keep: Path
 
@@ -217,7 +217,7 @@ def _copied(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
 
 
-def _epoch(run: _Run, batches: Iterator[tuple[Tensor, Tensor]], steps: int, epoch: int, progress: bool) -> None:
+def _epoch(run: _TrainingRun, batches: Iterator[tuple[Tensor, Tensor]], steps: int, epoch: int, progress: bool) -> None:
     network, settings = run.network, run.settings
     network.train()
     if settings.encoder_rate == 0:

@@ -16,7 +16,7 @@ from nltk.tokenize import TreebankWordTokenizer
 from torch import Tensor
 
 from ...errors import GradlightError, nearest
-from .decoder import PADDING, Specials
+from .decoder import PADDING, SpecialTokens
 
 __all__ = ["UNKNOWN", "Vocabulary", "build_vocabulary", "encode_captions", "tokenize"]
 
@@ -34,7 +34,7 @@ def tokenize(text: str) -> list[str]:
 class Vocabulary:
     """The word of every token number that has one, and the numbers with a meaning (BOS, END, UNK)."""
 
-    def __init__(self, words: Mapping[int, str], specials: Specials) -> None:
+    def __init__(self, words: Mapping[int, str], specials: SpecialTokens) -> None:
         self.words = dict(sorted(words.items()))
         self.specials = specials
 
@@ -98,7 +98,7 @@ class Vocabulary:
         try:
             words = {int(number): str(word) for number, word in record["words"].items()}
             unk = record.get("unk")
-            specials = Specials(int(record["bos"]), int(record["end"]), None if unk is None else int(unk))
+            specials = SpecialTokens(int(record["bos"]), int(record["end"]), None if unk is None else int(unk))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise GradlightError(f"This is no vocabulary ({error}); it needs words, bos and end.") from error
         return cls(words, specials)
@@ -129,7 +129,7 @@ def build_vocabulary(captions: Iterable[str | Sequence[str]], threshold: int = 5
         )
     rare = len(kept) < len(ranked)
     words = dict(enumerate([*kept, _UNK] if rare else kept, 1))
-    return Vocabulary(words, Specials(_START_AND_END, _START_AND_END, len(words) if rare else None))
+    return Vocabulary(words, SpecialTokens(_START_AND_END, _START_AND_END, len(words) if rare else None))
 
 
 def encode_captions(vocabulary: Vocabulary, captions: Iterable[str | Sequence[str]], length: int) -> Tensor:

@@ -19,10 +19,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from .coordinate_fields import laid, nowhere, of_pixels, richer, tensors
 from .coordinate_rules import RULES, Bound
 
-__all__ = ["Positions"]
+__all__ = ["CoordinateTracker"]
 
 
-class Positions(TorchDispatchMode):
+class CoordinateTracker(TorchDispatchMode):
     """While this is entered, know the places of every tensor that comes of the pixels [B,C,H,W]."""
 
     def __init__(self, pixels: Tensor) -> None:

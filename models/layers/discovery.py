@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...errors import GradlightError
 from ..preserve import preserved
-from .coordinates import Positions
+from .coordinates import CoordinateTracker
 from .layout import AS_IS, Layout
 from .recorder import Recorder
 from .stages import Passage, choose_stages, mark_paths
@@ -61,7 +61,7 @@ def discover(network: nn.Module, pixels: Tensor) -> Discovery:
     with ExitStack() as undo:
         undo.enter_context(preserved(network))
         leaf = pixels.clone().requires_grad_()
-        positions = Positions(leaf)
+        positions = CoordinateTracker(leaf)
         recorder = Recorder(positions, height=pixels.shape[2], width=pixels.shape[3])
         for name, module in network.named_modules():
             if name:

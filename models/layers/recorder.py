@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .coordinates import Positions
+from .coordinates import CoordinateTracker
 from .layout import Layout, by_places, by_shape
 from .stages import Passage
 
@@ -24,7 +24,7 @@ class Recorder:
     its output is and how many passages came before. tokens: those whose grid may not be read although the tensor is.
     """
 
-    def __init__(self, positions: Positions, height: int, width: int) -> None:
+    def __init__(self, positions: CoordinateTracker, height: int, width: int) -> None:
         self.positions, self.height, self.width = positions, height, width
         self.turns: Counter[str] = Counter()
         self.passages: list[Passage] = []

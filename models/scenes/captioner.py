@@ -18,11 +18,11 @@ from ...data.scenes import generator as scenes
 from ...data.scenes import grammar as sentences
 from ...errors import GradlightError
 from ..captioner.checkpoints import Checkpoint
-from ..captioner.decoder import PADDING, Specials
-from ..captioner.encoder import CaptionNetwork, Reading, ResNetPlan, build_resnet
+from ..captioner.decoder import PADDING, SpecialTokens
+from ..captioner.encoder import CaptionNetwork, FeaturePooling, ResNetPlan, build_resnet
 from ..captioner.format import write_folder
 from ..captioner.rnn_decoders import Att2in2
-from ..captioner.trainer import Progress, Settings, fit, prepare
+from ..captioner.trainer import Progress, TrainingSettings, fit, prepare
 from ..captioner.vocabulary import Vocabulary
 from ..preprocessing import Preprocessing
 from .classifier import MEAN, SIZE, STD, load_bundled
@@ -42,7 +42,7 @@ _VALIDATION = 500
 
 def vocabulary() -> Vocabulary:
     """Give the words of the scenes' sentences, numbered from 1; 0 is BOS and END, and there is no UNK."""
-    return Vocabulary(dict(enumerate(sentences.WORDS, start=1)), Specials(0, 0))
+    return Vocabulary(dict(enumerate(sentences.WORDS, start=1)), SpecialTokens(0, 0))
 
 
 def build() -> CaptionNetwork:
@@ -52,9 +52,9 @@ def build() -> CaptionNetwork:
     encoder.load_state_dict({name: known[name] for name in encoder.state_dict()})
     words = len(sentences.WORDS) + 1
     decoder = Att2in2(
-        Specials(0, 0), places=128 + 5, embed=96, size=256, attention=128, rows=words, columns=words, dropout=0.2
+        SpecialTokens(0, 0), places=128 + 5, embed=96, size=256, attention=128, rows=words, columns=words, dropout=0.2
     )
-    return CaptionNetwork(encoder, decoder, Reading(boxes=True))
+    return CaptionNetwork(encoder, decoder, FeaturePooling(boxes=True))
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build().to(memory_format=torch.channels_last)
-        settings = Settings(epochs=epochs, seed=seed)
+        settings = TrainingSettings(epochs=epochs, seed=seed)
         done = fit(network, drawn.shuffled, count // _BATCH, held.in_order, settings, keep, progress)
     facts = {"trained on": f"{count} scenes", "settings": asdict(settings), "losses": done.losses}
     write_folder(folder, checkpoint_of(network), facts)

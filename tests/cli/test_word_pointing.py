@@ -14,7 +14,7 @@ from gradlight.data.scenes.grammar import WORDS
 from gradlight.errors import GradlightError
 from gradlight.evaluation.word_pointing import COMBINATIONS, TOLERANCE, Hits, distance, questions, word_pointing
 from gradlight.models.captioner import Captioner, CaptionNetwork, Vocabulary
-from gradlight.models.captioner.decoder import Specials
+from gradlight.models.captioner.decoder import SpecialTokens
 from gradlight.models.captioner.encoder import ResNetPlan, build_resnet
 from gradlight.models.captioner.rnn_decoders import FC
 from gradlight.models.preprocessing import Preprocessing
@@ -27,9 +27,9 @@ LAYERS = ["layer1", "layer2"]
 def captioner(side: int = 160) -> Captioner:
     torch.manual_seed(0)
     rows = len(WORDS) + 1
-    decoder = FC(Specials(0, 0), features=16, embed=6, size=7, rows=rows, columns=rows)
+    decoder = FC(SpecialTokens(0, 0), features=16, embed=6, size=7, rows=rows, columns=rows)
     network = CaptionNetwork(build_resnet(ResNetPlan("basic", (1, 1), (8, 16), 8, "padded")), decoder)
-    words = Vocabulary(dict(enumerate(WORDS, 1)), Specials(0, 0))
+    words = Vocabulary(dict(enumerate(WORDS, 1)), SpecialTokens(0, 0))
     return Captioner(network.eval(), words, Preprocessing(size=(side, side), resize=(side, side)))
 
 

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 
 from gradlight import GradlightError
 from gradlight.data.datasets.annotations import (
-    Annotated,
+    AnnotatedDataset,
     AnnotatedObject,
     AnnotatedPhoto,
     PhotoFolder,
@@ -42,7 +42,7 @@ def coco(**changes: Any) -> dict[str, Any]:
     return {**document, **changes}
 
 
-def read_coco(folder: Path, document: object, *photos: str) -> Annotated:
+def read_coco(folder: Path, document: object, *photos: str) -> AnnotatedDataset:
     """Write instances and empty photos, and read them; reading annotations opens no photo."""
     for name in photos or ("a.jpg",):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -18,11 +18,11 @@ from gradlight.errors import GradlightError
 from gradlight.evaluation import meta_analysis as module
 from gradlight.evaluation import meta_analysis as training
 from gradlight.evaluation.ledger import Ledger
-from gradlight.evaluation.meta_analysis import Course, at_epoch, kept_epochs, meta_analysis
+from gradlight.evaluation.meta_analysis import KeptTraining, at_epoch, kept_epochs, meta_analysis
 from gradlight.evaluation.tables import Result
 from gradlight.models.scenes.classifier import Training, build, draw_many
 
-COURSE = Course(epochs=2, scenes=64, seed=3)
+COURSE = KeptTraining(epochs=2, scenes=64, seed=3)
 METHODS = ["normgrad", "selective_normgrad"]
 LAYERS = ["layer3", "layer4"]
 IMAGES = 2
@@ -86,7 +86,7 @@ def _stopping(patch: pytest.MonkeyPatch, stop: str) -> None:
     def interrupted(*arguments: Any) -> Any:
         raise KeyboardInterrupt
 
-    def kept(folder: Path, course: Course, epoch: int, made: Training) -> None:
+    def kept(folder: Path, course: KeptTraining, epoch: int, made: Training) -> None:
         if stop == f"before epoch {epoch}":
             raise KeyboardInterrupt
         if stop == f"after the weights of epoch {epoch}":
@@ -114,14 +114,14 @@ def test_a_finished_training_is_not_begun_again(folder: Path, monkeypatch: pytes
 
 def test_another_training_and_what_is_none_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(GradlightError, match="seed 3, not 4"):
-        kept_epochs(folder, Course(2, 64, 4))
+        kept_epochs(folder, KeptTraining(2, 64, 4))
     (tmp_path / "training.pt").write_text("a note of mine")
     with pytest.raises(GradlightError, match="not the state of a training"):
         kept_epochs(tmp_path, COURSE)
     with pytest.raises(GradlightError, match="cannot be made"):
         kept_epochs(tmp_path / "no" / "where", COURSE)
     with pytest.raises(GradlightError, match="at least 1 epoch and 64 scenes"):
-        Course(epochs=1, scenes=63)
+        KeptTraining(epochs=1, scenes=63)
     with pytest.raises(GradlightError, match="give 1 to 64"):
         meta_analysis(folder, course=COURSE, images=65, ledger=Ledger(None, {}))
 

@@ -27,7 +27,7 @@ from gradlight.evaluation.samples import Sample, Samples, Truth, open_samples
 from gradlight.evaluation.tables import Result
 from gradlight.evaluation.whole_photo import GridObjective, whole_photos
 from gradlight.models.captioner import Captioner, CaptionNetwork, Vocabulary
-from gradlight.models.captioner.decoder import Specials
+from gradlight.models.captioner.decoder import SpecialTokens
 from gradlight.models.captioner.encoder import ResNetPlan, build_resnet
 from gradlight.models.captioner.rnn_decoders import FC
 from gradlight.models.class_objective import ClassLabels, parse
@@ -321,8 +321,8 @@ def test_what_cannot_be_played_is_said(shared: Path) -> None:
 
 
 def test_captioners_are_sent_to_their_own_game() -> None:
-    words = Vocabulary({1: "a"}, Specials(0, 0))
-    decoder = FC(Specials(0, 0), features=16, embed=6, size=7, rows=2, columns=2)
+    words = Vocabulary({1: "a"}, SpecialTokens(0, 0))
+    decoder = FC(SpecialTokens(0, 0), features=16, embed=6, size=7, rows=2, columns=2)
     network = CaptionNetwork(build_resnet(ResNetPlan("basic", (1, 1), (8, 16), 8, "padded")), decoder)
     captioner = Captioner(network.eval(), words, STEPS)
     with pytest.raises(GradlightError, match=r"is no classifier\. Captioners play word_pointing"):

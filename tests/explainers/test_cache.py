@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import gradlight as gl
 from gradlight.errors import GradlightError, GradlightWarning
 from gradlight.explainers.aggregation import total
-from gradlight.explainers.batch import Job
+from gradlight.explainers.batch import BatchRunner
 from gradlight.explainers.cache_store import Cache
 from gradlight.explainers.maps import SaliencyMaps
 from gradlight.explainers.methods import METHODS
@@ -58,13 +58,13 @@ PIXELS = torch.rand(5, 3, 16, 20, generator=torch.Generator().manual_seed(0))
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Note how many images went through the network each time that maps were made."""
     noted: list[int] = []
-    run = Job.run
+    run = BatchRunner.run
 
-    def noting(self: Job, objective: Any, pixels: Tensor) -> Any:
+    def noting(self: BatchRunner, objective: Any, pixels: Tensor) -> Any:
         noted.append(len(pixels))
         return run(self, objective, pixels)
 
-    monkeypatch.setattr(Job, "run", noting)
+    monkeypatch.setattr(BatchRunner, "run", noting)
     return noted
 
 
@@ -418,9 +418,9 @@ def test_autocast_is_another_arithmetic(folder: Path, runs: list[int]) -> None:
 SCRIPT = """if True:
     import sys, hashlib, torch, numpy as np
     import gradlight as gl
-    from gradlight.explainers.batch import Job
-    runs, run = [], Job.run
-    Job.run = lambda self, objective, pixels: runs.append(len(pixels)) or run(self, objective, pixels)
+    from gradlight.explainers.batch import BatchRunner
+    runs, run = [], BatchRunner.run
+    BatchRunner.run = lambda self, objective, pixels: runs.append(len(pixels)) or run(self, objective, pixels)
     images = [np.full((160, 160, 3), level, np.uint8) for level in (40, 200)]
     digest = hashlib.sha256()
     for model in (gl.classifier("scenes"), gl.captioner("scenes")):

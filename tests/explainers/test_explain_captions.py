@@ -17,24 +17,24 @@ import gradlight as gl
 from gradlight.errors import GradlightError
 from gradlight.explainers.methods import METHODS
 from gradlight.models.captioner import Captioner, CaptionNetwork, Vocabulary
-from gradlight.models.captioner.decoder import Decoder, Specials
-from gradlight.models.captioner.encoder import RESNET101, Reading, ResNetPlan, build_resnet
+from gradlight.models.captioner.decoder import Decoder, SpecialTokens
+from gradlight.models.captioner.encoder import RESNET101, FeaturePooling, ResNetPlan, build_resnet
 from gradlight.models.captioner.rnn_decoders import FC, Att2in2, ShowTell, SoftAttention
-from gradlight.models.captioner.search import Saying
+from gradlight.models.captioner.search import DecodingOptions
 from gradlight.models.preprocessing import Preprocessing
 
 WORDS = ["a", "red", "blue", "star", "ring", "above", "below", "and", "small", "large", "cross", "UNK"]
-ONE = Specials(0, 0, 12)
+ONE = SpecialTokens(0, 0, 12)
 SIZES = {"embed": 6, "size": 7, "rows": 13, "columns": 13}
-FAMILIES: dict[str, tuple[Callable[[], Decoder], Reading]] = {
-    "fc": (lambda: FC(ONE, features=16, **SIZES), Reading()),
-    "show_tell": (lambda: ShowTell(ONE, features=16, layers=2, **SIZES), Reading()),
-    "att2in2": (lambda: Att2in2(ONE, places=21, attention=5, norm=2, **SIZES), Reading(boxes=True)),
+FAMILIES: dict[str, tuple[Callable[[], Decoder], FeaturePooling]] = {
+    "fc": (lambda: FC(ONE, features=16, **SIZES), FeaturePooling()),
+    "show_tell": (lambda: ShowTell(ONE, features=16, layers=2, **SIZES), FeaturePooling()),
+    "att2in2": (lambda: Att2in2(ONE, places=21, attention=5, norm=2, **SIZES), FeaturePooling(boxes=True)),
     "soft": (
         lambda: SoftAttention(
-            Specials(13, 14, 12), places=16, attention=5, embed=6, size=7, rows=15, columns=15, max_length=8
+            SpecialTokens(13, 14, 12), places=16, attention=5, embed=6, size=7, rows=15, columns=15, max_length=8
         ),
-        Reading(3),
+        FeaturePooling(3),
     ),
 }
 
@@ -406,7 +406,7 @@ def test_layers_are_combined(model: Captioner) -> None:
 
 
 def test_maps_of_words_go_through_a_file(tmp_path: Path) -> None:
-    model = captioner("att2in2", saying=Saying(max_length=4))
+    model = captioner("att2in2", saying=DecodingOptions(max_length=4))
     for name, target, words in (("words", TEXT, True), ("both", [["a [red star]", None]], False)):
         maps = gl.explain(model, PIXELS, target, words=words, meta=gl.Meta(0.01))
         maps.save(tmp_path / f"{name}.h5")

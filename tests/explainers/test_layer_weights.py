@@ -22,7 +22,7 @@ from gradlight.explainers import layer_weights as measuring
 from gradlight.explainers import layer_weights_store as kept
 from gradlight.explainers.combination import check_weights, layer_weights
 from gradlight.explainers.layer_weights import accuracy, average_precision, averaged_features, spread
-from gradlight.explainers.layer_weights_store import PUBLISHED, LayerMeasure, Measured
+from gradlight.explainers.layer_weights_store import PUBLISHED, LayerMeasure, MeasuredWeights
 from gradlight.models.scenes import classifier as network_of_scenes
 
 SHA = "ab" * 32
@@ -35,9 +35,9 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "weights"
 
 
-def measured(**changes: Any) -> Measured:
+def measured(**changes: Any) -> MeasuredWeights:
     layers = {name: LayerMeasure(1.0 + number, (1 + number) / 8) for number, name in enumerate(LAYERS)}
-    return replace(Measured("scenes", SHA, "scenes", 20, layers, "mean average precision"), **changes)
+    return replace(MeasuredWeights("scenes", SHA, "scenes", 20, layers, "mean average precision"), **changes)
 
 
 def clusters(count: int, classes: int, noise: float) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import gradlight as gl
 from gradlight.explainers.extraction import EXTRACTS
-from gradlight.explainers.meta import moved
+from gradlight.explainers.meta import meta_step
 from gradlight.models.class_objective import ClassObjective
 from gradlight.models.preserve import preserved
 
@@ -162,7 +162,7 @@ def test_logits_after_a_meta_step(oracle: Oracle, case: str, step: str):
         if meta is None:
             logits = objective.outputs(pixels)
         else:
-            with torch.enable_grad(), moved(objective, pixels, chosen, meta):
+            with torch.enable_grad(), meta_step(objective, pixels, chosen, meta):
                 logits = objective.outputs(pixels)
     assert error_max(logits[0], oracle.read(f"meta/{case}.npz")[f"logits_{step}"]) <= FLOAT64
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 import gradlight as gl
 from gradlight.explainers.capture import record
 from gradlight.explainers.layer_selection import choose_layers
-from gradlight.explainers.meta import Meta, moved
-from gradlight.explainers.per_sample import NotCoveredError, convolutions, stepped
+from gradlight.explainers.meta import Meta, meta_step
+from gradlight.explainers.per_sample import NotCoveredError, convolutions, per_sample_meta_step
 from gradlight.models.objective import Objective, Targets
 from gradlight.models.preserve import preserved
 
@@ -170,7 +170,7 @@ def awake(network: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module:
 
 
 def in_one(objective: Objective, pixels: Tensor, layers: Any, targets: Targets, meta: Meta = STEP) -> Fields:
-    with preserved(objective.network), stepped(objective, pixels, targets, meta):
+    with preserved(objective.network), per_sample_meta_step(objective, pixels, targets, meta):
         return {n: (t.activation, t.gradient) for n, t in record(objective, pixels, layers, targets).taps(0).items()}
 
 
@@ -178,7 +178,7 @@ def one_by_one(objective: Objective, pixels: Tensor, layers: Any, targets: Targe
     found: dict[str, list[tuple[Tensor, Tensor]]] = {}
     with preserved(objective.network):
         for image, row in zip(pixels.split(1), targets, strict=True):
-            with moved(objective, image, row[0], meta):
+            with meta_step(objective, image, row[0], meta):
                 for name, tap in record(objective, image, layers, [row]).taps(0).items():
                     found.setdefault(name, []).append((tap.activation, tap.gradient))
     return {name: tuple(torch.cat(side) for side in zip(*taps, strict=True)) for name, taps in found.items()}  # type: ignore[misc]
@@ -276,7 +276,7 @@ def test_captions_of_different_lengths(texts: list[str] | None) -> None:
     pixels = torch.rand(3, 3, *model.size, dtype=torch.float64)
     layers = choose_layers(model, "stages", model.size)
     with preserved(model.network):
-        with stepped(objective, pixels, None, STEP) as targets:
+        with per_sample_meta_step(objective, pixels, None, STEP) as targets:
             pass
         with torch.no_grad():
             assert targets == objective.choose(objective.outputs(pixels.clone()))
@@ -288,7 +288,7 @@ def test_a_longer_caption_is_looked_at_anew() -> None:
     pixels = torch.rand(2, 3, *model.size)
     with preserved(model.network):
         for text in ("a circle", "a large green triangle above a small red circle"):
-            with stepped(model.objective(text), pixels, None, STEP) as targets:
+            with per_sample_meta_step(model.objective(text), pixels, None, STEP) as targets:
                 assert [len(row) for row in targets] == [1, 1]
 
 
@@ -299,13 +299,13 @@ def test_targets_are_chosen_at_the_weights_as_they_are() -> None:
     with preserved(network):
         wanted = objective.choose(objective.outputs(pixels))
         for some in (pixels, pixels[:1]):
-            with stepped(objective, some, None, Meta(5.0)) as targets:
+            with per_sample_meta_step(objective, some, None, Meta(5.0)) as targets:
                 assert [row[0].index for row in targets] == [row[0].index for row in wanted[: len(some)]]
                 assert not torch.allclose(objective(some), objective.scores(objective.outputs(some), targets) + 1)
 
 
 def interrupted(objective: Objective, pixels: Tensor) -> None:
-    with preserved(objective.network), stepped(objective, pixels, None, STEP):
+    with preserved(objective.network), per_sample_meta_step(objective, pixels, None, STEP):
         objective(pixels)
         raise KeyboardInterrupt("enough")
 
@@ -388,7 +388,11 @@ def test_what_has_no_batched_form_is_found_out(case: str) -> None:
     objective = gl.classifier(network).objective(1)
     pixels = torch.randn(3, 3, 16, 16, dtype=torch.float64)
     for why in (reason, "no batched form"):
-        with preserved(network), pytest.raises(NotCoveredError, match=why), stepped(objective, pixels, None, STEP):
+        with (
+            preserved(network),
+            pytest.raises(NotCoveredError, match=why),
+            per_sample_meta_step(objective, pixels, None, STEP),
+        ):
             pass
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
 
@@ -399,9 +403,9 @@ def test_bfloat16_takes_the_batched_way() -> None:
     pixels = torch.randn(3, 3, 64, 64)
     with preserved(network):
         plain = objective(pixels)
-        with stepped(objective, pixels, None, STEP):
+        with per_sample_meta_step(objective, pixels, None, STEP):
             wanted = objective(pixels)
-        with torch.autocast("cpu", torch.bfloat16), stepped(objective, pixels, None, STEP):
+        with torch.autocast("cpu", torch.bfloat16), per_sample_meta_step(objective, pixels, None, STEP):
             found = objective(pixels)
     assert (found - wanted).norm() <= 0.05 * (wanted - plain).norm()
 
@@ -412,7 +416,7 @@ def test_another_number_of_images_is_refused() -> None:
     pixels = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     with (
         preserved(network),
-        stepped(objective, pixels, None, STEP),
+        per_sample_meta_step(objective, pixels, None, STEP),
         pytest.raises(NotCoveredError, match="1 rows for 2 images"),
     ):
         objective(pixels[:1])

@@ -10,11 +10,11 @@ from PIL import Image
 from torch import nn
 
 import gradlight as gl
-from gradlight.export.lists import Item, Source
+from gradlight.export.lists import ImageList, Item
 from gradlight.export.local import Engine
-from gradlight.export.plan import Settings
-from gradlight.export.progress import Batch
-from gradlight.export.run import Manner, Outcome, export
+from gradlight.export.plan import ExportSettings
+from gradlight.export.progress import BatchReport
+from gradlight.export.run import ExportOptions, Outcome, export
 from gradlight.models.classifiers import Classifier
 from gradlight.models.preprocessing import Preprocessing
 
@@ -51,14 +51,14 @@ class Heard:
 
     def __init__(self) -> None:
         self.begun: list[tuple[int, int]] = []
-        self.batches: list[Batch] = []
+        self.batches: list[BatchReport] = []
         self.notes: list[str] = []
         self.ended = 0
 
     def begin(self, total: int, done: int) -> None:
         self.begun.append((total, done))
 
-    def batch(self, batch: Batch) -> None:
+    def batch(self, batch: BatchReport) -> None:
         self.batches.append(batch)
 
     def note(self, message: str) -> None:
@@ -68,16 +68,16 @@ class Heard:
         self.ended += 1
 
 
-def settings(**changes: object) -> Settings:
+def settings(**changes: object) -> ExportSettings:
     """Give the settings of most tests: two methods, two layers and their combination, batches of 4."""
     usual = {"methods": METHODS, "layers": ("1", "3"), "combine": ("product", "linear"), "batch_size": 4}
-    return Settings(**{**usual, **changes})  # type: ignore[arg-type]
+    return ExportSettings(**{**usual, **changes})  # type: ignore[arg-type]
 
 
 def run(
     paths: list[str],
     output: Path,
-    how: Settings | None = None,
+    how: ExportSettings | None = None,
     *,
     targets: list[tuple[int | str, ...]] | None = None,
     engine: Engine | None = None,
@@ -88,13 +88,13 @@ def run(
 ) -> Outcome:
     """Export photos with the small classifier, in shards of 8."""
     asked = targets or [None] * len(paths)
-    source = Source("list", [Item(path, own) for path, own in zip(paths, asked, strict=True)])
+    source = ImageList("list", [Item(path, own) for path, own in zip(paths, asked, strict=True)])
     return export(
         make,
         lambda _: source,
         output,
         how or settings(),
-        Manner(images_a_shard=images_a_shard, readers=readers, **manner),
+        ExportOptions(images_a_shard=images_a_shard, readers=readers, **manner),
         engine=engine,
         reporter=heard,
     )

@@ -13,7 +13,7 @@ from gradlight.data.hdf5.verify import verify
 from gradlight.errors import GradlightError
 from gradlight.export.lists import Item
 from gradlight.export.plan import Shard
-from gradlight.export.progress import Batch
+from gradlight.export.progress import BatchReport
 from gradlight.export.ray_engine import Ray, _from_text, _to_text
 from gradlight.export.run import UnfinishedError
 
@@ -56,7 +56,7 @@ class Killing(Heard):
         super().__init__()
         self.killed: list[int] = []
 
-    def batch(self, batch: Batch) -> None:
+    def batch(self, batch: BatchReport) -> None:
         super().batch(batch)
         if not self.killed:
             self.killed.append(_an_actor())
@@ -93,7 +93,7 @@ def test_a_stopped_cluster_goes_on_anywhere(paths: list[str], whole: Path, tmp_p
     pytest.importorskip("ray", reason='Ray is not installed: pip install "gradlight[ray]"')
 
     class Stopping(Heard):
-        def batch(self, batch: Batch) -> None:
+        def batch(self, batch: BatchReport) -> None:
             super().batch(batch)
             if len(self.batches) == 1:
                 os.kill(os.getpid(), signal.SIGTERM)

@@ -20,11 +20,11 @@ import gradlight as gl
 from gradlight.data.hdf5.verify import verify
 from gradlight.errors import GradlightError
 from gradlight.export import explaining
-from gradlight.export.lists import Item, Source
+from gradlight.export.lists import ImageList, Item
 from gradlight.export.local import Processes
 from gradlight.export.plan import Plan
-from gradlight.export.progress import Batch
-from gradlight.export.run import Manner, UnfinishedError, export
+from gradlight.export.progress import BatchReport
+from gradlight.export.run import ExportOptions, UnfinishedError, export
 
 
 @pytest.fixture(scope="module")
@@ -131,10 +131,10 @@ def test_maps_that_are_not_finite_are_failures(tmp_path: Path) -> None:
             return self.conv(pixels).mean((2, 3)) * torch.where(bright, float("nan"), 1.0)
 
     model = gl.classifier(Odd(), labels=["a", "b", "c"])
-    source = Source("list", [Item(path, None) for path in paths])
+    source = ImageList("list", [Item(path, None) for path in paths])
     how = settings(layers=("conv",), combine=None)
     with pytest.warns(gl.GradlightWarning, match="not finite"):
-        outcome = export(lambda: model, lambda _: source, tmp_path / "maps.h5", how, Manner(readers=0))
+        outcome = export(lambda: model, lambda _: source, tmp_path / "maps.h5", how, ExportOptions(readers=0))
     assert (outcome.images, outcome.failures) == (2, 1)
 
 
@@ -162,7 +162,7 @@ class Stopping(Heard):
         super().__init__()
         self.after = after
 
-    def batch(self, batch: Batch) -> None:
+    def batch(self, batch: BatchReport) -> None:
         super().batch(batch)
         if len(self.batches) == self.after:
             os.kill(os.getpid(), 15)

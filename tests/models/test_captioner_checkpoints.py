@@ -19,8 +19,9 @@ from torch import Tensor
 
 from gradlight.errors import GradlightError, GradlightWarning
 from gradlight.models.captioner.checkpoints import read_checkpoint
-from gradlight.models.captioner.encoder import RESNET101, Reading, ResNetPlan, build_resnet
-from gradlight.models.captioner.search import KEPT, LEAVES, REPLACED, search
+from gradlight.models.captioner.decoder import KEPT, LEAVES, REPLACED
+from gradlight.models.captioner.encoder import RESNET101, FeaturePooling, ResNetPlan, build_resnet
+from gradlight.models.captioner.search import generate, search
 from gradlight.models.captioner.state_dicts import read_weights
 from gradlight.models.preprocessing import OriginalSize, Preprocessing
 
@@ -132,7 +133,7 @@ def test_what_a_folder_tells(oracle: Oracle) -> None:
     assert (found.family, found.project, decoder.max_length, decoder.finishing) == (family, project, limit, finishing)
     assert (decoder.specials.bos, decoder.specials.end, decoder.specials.unk) == specials
     assert found.vocabulary.specials == decoder.specials
-    assert found.reading == Reading(grid)
+    assert found.reading == FeaturePooling(grid)
     assert (found.preprocessing and found.preprocessing.size) == size
     assert "café" in found.vocabulary.words.values()
     assert not decoder.training
@@ -221,7 +222,7 @@ def test_a_caption_from_a_picture_through_the_projects_own_encoder(shared: Path,
     assert np.abs(features["fc"][0].numpy() - expected["fc"]).max() < 1e-5 * scale
     places = features["att"][0, :, ::64].reshape(14, 14, 32).numpy()
     assert np.abs(places - expected["att_every_64th_channel"]).max() < 1e-5 * np.abs(places).max()
-    ((tokens, log_prob),) = found.decoder.generate(features)
+    ((tokens, log_prob),) = generate(found.decoder, features)
     assert [*tokens, 0] == expected["caption"].tolist()
     assert log_prob == pytest.approx(float(expected["total_logprob"]), abs=1e-4)
 
@@ -246,7 +247,7 @@ def test_a_finetuned_encoder_beside_the_decoder(tmp_path: Path) -> None:
     found = read_checkpoint(folder)
     assert found.facts["files"][-1] == "model-cnn-best.pth"
     assert found.plan == ResNetPlan(layers=(1, 1, 1, 1), widths=(1, 2, 2, 4), stem=3, pool="ceil")
-    assert found.reading == Reading(None)
+    assert found.reading == FeaturePooling(None)
     assert found.preprocessing == Preprocessing((224, 224), (256, 256), "squash")
     assert features_of(found, Image.new("RGB", (50, 70)))["att"].shape == (1, 49, CHANNELS)
 
@@ -258,7 +259,7 @@ def test_the_encoder_that_features_were_extracted_with(tmp_path: Path) -> None:
     found = read_checkpoint(folder)
     assert found.plan is not None
     assert found.plan.pool == "ceil"
-    assert found.reading == Reading(14)
+    assert found.reading == FeaturePooling(14)
     assert found.preprocessing is None
     assert found.encoder_state is not None
     assert all(torch.equal(found.encoder_state[name], tensor) for name, tensor in state.items())
@@ -441,7 +442,7 @@ def test_the_tutorial_without_the_library_that_wrote_it(tmp_path: Path) -> None:
     assert "<start>" not in one.vocabulary
     features = features_of(one, Image.new("RGB", (60, 40)))
     assert features["att"].shape == (1, 196, CHANNELS)
-    (tokens, log_prob), *_ = one.decoder.generate(features, 3)
+    (tokens, log_prob), *_ = generate(one.decoder, features, 3)
     assert len(tokens) <= 51
     assert log_prob < 0
 

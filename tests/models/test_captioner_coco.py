@@ -10,7 +10,7 @@ import torch
 import gradlight as gl
 from gradlight.data.datasets.captions import CaptionedPhoto, read_captions
 from gradlight.models.captioner import Captioner, CaptionNetwork
-from gradlight.models.captioner.encoder import RESNET101, Reading, build_resnet
+from gradlight.models.captioner.encoder import RESNET101, FeaturePooling, build_resnet
 from gradlight.models.captioner.rnn_decoders import FC
 from gradlight.models.captioner.vocabulary import build_vocabulary, tokenize
 from gradlight.models.preprocessing import IMAGENET, OriginalSize
@@ -37,7 +37,7 @@ def model(photos: list[CaptionedPhoto]) -> Captioner:
         if name.endswith("bn3.weight"):
             # Untrained and in eval mode, 33 blocks would otherwise double the activations 33 times.
             torch.nn.init.constant_(parameter, 0.2)
-    return Captioner(CaptionNetwork(encoder, decoder, Reading(14)).eval(), words, IMAGENET)
+    return Captioner(CaptionNetwork(encoder, decoder, FeaturePooling(14)).eval(), words, IMAGENET)
 
 
 def test_every_photo_gets_a_caption(model: Captioner, photos: list[CaptionedPhoto]) -> None:

@@ -34,10 +34,10 @@ from torch import Tensor
 
 from gradlight.errors import GradlightError, GradlightWarning
 from gradlight.models.captioner.checkpoints import Checkpoint, read_checkpoint
-from gradlight.models.captioner.decoder import Specials
-from gradlight.models.captioner.encoder import Reading
+from gradlight.models.captioner.decoder import KEPT, REPLACED, SpecialTokens
+from gradlight.models.captioner.encoder import FeaturePooling
 from gradlight.models.captioner.rnn_decoders import FC, Att2in2
-from gradlight.models.captioner.search import KEPT, REPLACED
+from gradlight.models.captioner.search import generate
 from gradlight.models.captioner.state_dicts import build_decoder, load_strictly, recognise, width_of
 
 SAID = [3, 6, 1, V]
@@ -115,7 +115,7 @@ def test_the_arithmetic_is_that_of_the_equations(
     assert np.allclose(log_probs(found, features), expected(SAID), atol=1e-5)
     for size in (1, 3):
         said, total = slow_beam(lambda said: expected(said)[-1], size, 5, 0.0 if inside else 1000.0)
-        ((ours, log_prob),) = found.decoder.generate(features, size, max_length=5)
+        ((ours, log_prob),) = generate(found.decoder, features, size, max_length=5)
         assert (ours, log_prob) == (said, pytest.approx(total, abs=1e-4))
 
 
@@ -160,16 +160,16 @@ def test_the_length_limit_without_the_option(tmp_path: Path) -> None:
 
 def test_begin_and_end_that_the_options_name(tmp_path: Path) -> None:
     found = read(tmp_path / "a", att2in2_state(), "att2in2", False, bos_idx=V, eos_idx=0)
-    assert found.decoder.specials == Specials(V, 0, V)
+    assert found.decoder.specials == SpecialTokens(V, 0, V)
     found = read(tmp_path / "b", att2in2_state(), "att2in2", False, bos_idx=V + 1, eos_idx=None)
-    assert found.decoder.specials == Specials(0, 0, V)
+    assert found.decoder.specials == SpecialTokens(0, 0, V)
     assert read(tmp_path / "c", fc_state(), "fc", bos_idx=4).decoder.specials.bos == 0
 
 
 def test_regions_with_boxes_become_places_with_boxes(tmp_path: Path) -> None:
     with pytest.warns(GradlightWarning, match="regions that a detector found"):
         found = read(tmp_path, att2in2_state(), "att2in2", False, use_box=1)
-    assert found.reading == Reading(14, boxes=True)
+    assert found.reading == FeaturePooling(14, boxes=True)
     with pytest.warns(GradlightWarning, match="norm_att_feat"):
         assert not read(tmp_path, att2in2_state(), "att2in2", False, norm_att_feat=1).reading.boxes
 
@@ -251,13 +251,13 @@ def test_sizes_that_do_not_belong_together_take_no_memory() -> None:
         "core.h2h.weight": torch.ones(1).expand(5 * 10**6, 10**6),
     }
     with pytest.raises(GradlightError, match="of another shape"):
-        build_decoder("fc", state, Specials(0, 0), 16, REPLACED)
+        build_decoder("fc", state, SpecialTokens(0, 0), 16, REPLACED)
 
 
 def test_recognised_weights_bear_our_names() -> None:
     found = recognise(joint(att2in2_state(V + 2, 2)))
     assert (found.family, found.joint) == ("att2in2", True)
-    decoder = build_decoder(found.family, found.state, Specials(V + 1, 0), 16, KEPT)
+    decoder = build_decoder(found.family, found.state, SpecialTokens(V + 1, 0), 16, KEPT)
     assert isinstance(decoder, Att2in2)
     assert decoder.norm_after is not None
     assert (width_of(decoder), decoder.h2att.out_features) == (D, A)
@@ -268,7 +268,7 @@ def test_recognised_weights_bear_our_names() -> None:
 
 def test_a_family_that_there_is_not() -> None:
     with pytest.raises(GradlightError, match=r"The family 'fd' is unknown.*fc, newfc"):
-        build_decoder("fd", fc_state(), Specials(0, 0), 16, REPLACED)
+        build_decoder("fd", fc_state(), SpecialTokens(0, 0), 16, REPLACED)
 
 
 def test_counts_of_batches_may_be_missing() -> None:
@@ -286,7 +286,7 @@ def test_the_width_of_another_decoder() -> None:
     class Strange(torch.nn.Module):
         pass
 
-    specials, sizes = Specials(0, 0), {"features": F, "embed": E, "size": R, "rows": V + 1, "columns": V + 1}
+    specials, sizes = SpecialTokens(0, 0), {"features": F, "embed": E, "size": R, "rows": V + 1, "columns": V + 1}
     assert width_of(Other(specials, **sizes)) == F
     with pytest.raises(GradlightError, match="Strange is no decoder"):
         width_of(Strange())  # type: ignore[arg-type]
@@ -294,6 +294,6 @@ def test_the_width_of_another_decoder() -> None:
 
 def test_a_caption_ends_where_the_words_do(tmp_path: Path) -> None:
     found = read(tmp_path, fc_state(), "fc")
-    ((tokens, log_prob),) = found.decoder.generate({"fc": torch.ones(1, F)}, 2, suppress_unk=True)
+    ((tokens, log_prob),) = generate(found.decoder, {"fc": torch.ones(1, F)}, 2, suppress_unk=True)
     assert all(word in WORDS[:-1] for word in found.vocabulary.decode(tokens))
     assert math.isfinite(log_prob)

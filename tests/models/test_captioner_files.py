@@ -17,8 +17,8 @@ from torch import nn
 
 from gradlight.errors import GradlightError
 from gradlight.models.captioner.checkpoints import Checkpoint, read_checkpoint
+from gradlight.models.captioner.decoder import EndRule
 from gradlight.models.captioner.format import read_folder, write_folder
-from gradlight.models.captioner.search import Finishing
 from gradlight.models.preprocessing import Preprocessing
 
 
@@ -112,8 +112,8 @@ def test_what_cannot_be_written(folder: Path, tmp_path: Path) -> None:
         write_folder(tmp_path / "file", found)
     with pytest.raises(GradlightError, match="this captioner cannot be written"):
         write_folder(folder, replace(found, plan=None))
-    found.decoder.finishing = Finishing(3.0)
-    with pytest.raises(GradlightError, match=r"this captioner cannot be written: Finishing\(price=3.0"):
+    found.decoder.finishing = EndRule(3.0)
+    with pytest.raises(GradlightError, match=r"this captioner cannot be written: EndRule\(price=3.0"):
         write_folder(folder, found)
 
 

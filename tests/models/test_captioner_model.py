@@ -15,14 +15,14 @@ from torch import Tensor, nn
 import gradlight as gl
 from gradlight.errors import GradlightError
 from gradlight.models.captioner import Caption, Captioner, CaptionNetwork, Phrase, Vocabulary
-from gradlight.models.captioner.decoder import Decoder, Specials
+from gradlight.models.captioner.decoder import Decoder, SpecialTokens
 from gradlight.models.captioner.encoder import ResNetPlan, build_resnet
 from gradlight.models.captioner.rnn_decoders import FC, Att2in2
 from gradlight.models.preprocessing import OriginalSize, Preprocess, Preprocessing
 
 WORDS = ["a", "red", "blue", "star", "ring", "above", "below", "and", "small", "large", "cross", "UNK"]
 SMALL = Preprocessing(size=(48, 48), resize=(48, 48))
-SPECIALS = Specials(0, 0, 12)
+SPECIALS = SpecialTokens(0, 0, 12)
 
 
 def decoder_of(kind: str, features: int = 16) -> Decoder:

@@ -12,27 +12,27 @@ from torch import Tensor
 
 from gradlight.errors import GradlightError
 from gradlight.models.captioner import Captioner, CaptionNetwork, Vocabulary
-from gradlight.models.captioner.decoder import Decoder, Specials
-from gradlight.models.captioner.encoder import Reading, ResNetPlan, build_resnet
+from gradlight.models.captioner.decoder import Decoder, SpecialTokens
+from gradlight.models.captioner.encoder import FeaturePooling, ResNetPlan, build_resnet
 from gradlight.models.captioner.objective import CaptionObjective
 from gradlight.models.captioner.rnn_decoders import FC, Att2in2, ShowTell, SoftAttention
-from gradlight.models.captioner.search import Saying
+from gradlight.models.captioner.search import DecodingOptions
 from gradlight.models.objective import Targets
 from gradlight.models.preprocessing import Preprocessing
 
 WORDS = ["a", "red", "blue", "star", "ring", "above", "below", "and", "small", "large", "cross", "UNK"]
-ONE = Specials(0, 0, 12)
-THREE = Specials(13, 14, 12)
+ONE = SpecialTokens(0, 0, 12)
+THREE = SpecialTokens(13, 14, 12)
 SIZES = {"embed": 6, "size": 7, "rows": 13, "columns": 13}
 
-FAMILIES: dict[str, tuple[Callable[[], Decoder], Reading]] = {
-    "fc": (lambda: FC(ONE, features=16, **SIZES), Reading()),
-    "show_tell": (lambda: ShowTell(ONE, features=16, layers=2, **SIZES), Reading()),
-    "att2in2": (lambda: Att2in2(ONE, places=16, attention=5, **SIZES), Reading()),
-    "boxes": (lambda: Att2in2(ONE, places=21, attention=5, norm=2, **SIZES), Reading(3, boxes=True)),
+FAMILIES: dict[str, tuple[Callable[[], Decoder], FeaturePooling]] = {
+    "fc": (lambda: FC(ONE, features=16, **SIZES), FeaturePooling()),
+    "show_tell": (lambda: ShowTell(ONE, features=16, layers=2, **SIZES), FeaturePooling()),
+    "att2in2": (lambda: Att2in2(ONE, places=16, attention=5, **SIZES), FeaturePooling()),
+    "boxes": (lambda: Att2in2(ONE, places=21, attention=5, norm=2, **SIZES), FeaturePooling(3, boxes=True)),
     "soft": (
         lambda: SoftAttention(THREE, places=16, attention=5, embed=6, size=7, rows=15, columns=15),
-        Reading(2),
+        FeaturePooling(2),
     ),
 }
 
@@ -98,7 +98,7 @@ def test_several_captions_of_different_lengths_for_each_image(model: Captioner) 
 
 def test_end_can_be_left_out(model: Captioner) -> None:
     rows = CaptionObjective(
-        model.network, model.vocabulary, model.objective(TEXTS).asked, saying=Saying(), count_end=False
+        model.network, model.vocabulary, model.objective(TEXTS).asked, saying=DecodingOptions(), count_end=False
     )
     scores, losses, _ = asked(rows)
     wanted = [[sum(one_by_one(model, PIXELS[i], text)[:-1]) for text in row] for i, row in enumerate(TEXTS)]
@@ -148,7 +148,7 @@ def test_a_phrase_is_the_sum_of_its_words(text: str, start: int, stop: int) -> N
 
 def limited(family: str, length: int, count_end: bool = True) -> Captioner:
     """Make a captioner that hardly ever says END and stops at so many tokens."""
-    model = captioner(family, saying=Saying(max_length=length), count_end=count_end)
+    model = captioner(family, saying=DecodingOptions(max_length=length), count_end=count_end)
     with torch.no_grad():
         model.network.decoder.logit.bias[model.vocabulary.specials.end] -= 20
     return model
@@ -264,7 +264,7 @@ def test_the_losses_gradient_is_that_of_the_whole_caption(model: Captioner) -> N
 
 
 def test_it_describes_itself_in_json() -> None:
-    model = captioner("att2in2", saying=Saying(2, 9, True, "avg"))
+    model = captioner("att2in2", saying=DecodingOptions(2, 9, True, "avg"))
     described = model.word_objective([["a [red] star"], None]).describe()
     assert json.loads(json.dumps(described)) == {
         "kind": "caption",

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from gradlight.errors import GradlightError
-from gradlight.models.captioner.decoder import Decoder, Specials
+from gradlight.models.captioner.decoder import KEPT, LEAVES, REPLACED, Decoder, EndRule, SpecialTokens
 from gradlight.models.captioner.rnn_decoders import FC, Att2in2, ShowTell, SoftAttention
-from gradlight.models.captioner.search import KEPT, LEAVES, REPLACED, Finishing, Found, length_score, search
+from gradlight.models.captioner.search import Hypothesis, generate, length_score, search
 
 Features = dict[str, Tensor]
 Steps = Callable[[tuple[int, ...]], list[float]]
 
-ONE = Specials(0, 0, 4)
+ONE = SpecialTokens(0, 0, 4)
 SIZES = {"embed": 4, "size": 5, "rows": 5, "columns": 5}
 RULES = {"replaced": REPLACED, "kept": KEPT, "leaves": LEAVES}
 PENALTIES = ["avg", "wu_0.9", "wu_2"]
@@ -37,7 +37,7 @@ def filled(decoder: Decoder, seed: int) -> Decoder:
     return decoder.double().eval()
 
 
-def decoder_of(seed: int, finishing: Finishing = REPLACED) -> Decoder:
+def decoder_of(seed: int, finishing: EndRule = REPLACED) -> Decoder:
     return filled(FC(ONE, features=6, max_length=LIMIT, finishing=finishing, **SIZES), seed)
 
 
@@ -47,7 +47,7 @@ def features_of(count: int, seed: int = 0) -> Features:
     return {name: torch.randn(*shape, dtype=torch.float64) for name, shape in shapes.items()}
 
 
-def found(decoder: Decoder, features: Features, size: int, **options: Any) -> list[Found]:
+def found(decoder: Decoder, features: Features, size: int, **options: Any) -> list[Hypothesis]:
     given = {"limit": LIMIT, "suppress_unk": False, "penalty": None, **options}
     return search(decoder, features, size, given.pop("limit"), **given)
 
@@ -64,25 +64,27 @@ def steps_of(decoder: Decoder, features: Features) -> Steps:
     return following
 
 
-def by_hand(following: Steps, size: int, finishing: Finishing, penalty: str | None = None) -> Found:
+def by_hand(following: Steps, size: int, finishing: EndRule, penalty: str | None = None) -> Hypothesis:
     """Search with lists, one beam at a time; an ended beam is let go of, or goes on behind END where it is kept."""
     score = length_score(penalty)
     beams: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
-    done: list[Found] = []
+    done: list[Hypothesis] = []
     for step in range(1, LIMIT + 1):
         longer = [(total + p, (*said, word)) for total, said in beams for word, p in enumerate(following(said))]
         beams = sorted(longer, reverse=True)[: size - (len(done) if finishing is LEAVES else 0)]
         for total, said in beams:
             if said.index(0) == step - 1 if 0 in said else False:
-                done.append(Found(said[:-1], total, True, score(total, step)))
+                done.append(Hypothesis(said[:-1], total, True, score(total, step)))
         if finishing is not KEPT:
             beams = [(total, said) for total, said in beams if said[-1] != 0]
     if finishing is not LEAVES or not done:
-        done += [Found(said, total, False, score(total, LIMIT)) for total, said in beams if 0 not in said]
+        done += [Hypothesis(said, total, False, score(total, LIMIT)) for total, said in beams if 0 not in said]
     return max(done, key=lambda each: each.rank)
 
 
-def every_caption(decoder: Decoder, features: Features, words: range, penalty: str | None, cut: bool) -> list[Found]:
+def every_caption(
+    decoder: Decoder, features: Features, words: range, penalty: str | None, cut: bool
+) -> list[Hypothesis]:
     """List every caption of these words with its rank: those that end within the limit, and those that it cuts."""
     made = []
     for length in range(LIMIT + 1):
@@ -95,11 +97,11 @@ def every_caption(decoder: Decoder, features: Features, words: range, penalty: s
             totals = (sums + steps[:, length, 0] if ended else sums).tolist()
             many = zip(captions.tolist(), totals, strict=True)
             score = length_score(penalty)
-            made += [Found(tuple(said), t, ended, score(t, min(length + 1, LIMIT))) for said, t in many]
+            made += [Hypothesis(tuple(said), t, ended, score(t, min(length + 1, LIMIT))) for said, t in many]
     return made
 
 
-def assert_same(got: Found, wanted: Found) -> None:
+def assert_same(got: Hypothesis, wanted: Hypothesis) -> None:
     assert (got.tokens, got.ended) == (wanted.tokens, wanted.ended)
     assert (got.log_prob, got.rank) == pytest.approx((wanted.log_prob, wanted.rank), rel=1e-10)
 
@@ -205,7 +207,7 @@ FAMILIES: dict[str, Callable[[], Decoder]] = {
     "show_tell": lambda: ShowTell(ONE, features=6, layers=2, **SIZES),
     "att2in2": lambda: Att2in2(ONE, places=6, attention=3, **SIZES),
     "soft": lambda: SoftAttention(
-        Specials(5, 6, 4), places=6, attention=3, embed=4, size=5, rows=7, columns=7, max_length=9
+        SpecialTokens(5, 6, 4), places=6, attention=3, embed=4, size=5, rows=7, columns=7, max_length=9
     ),
 }
 
@@ -255,10 +257,10 @@ def test_generate_takes_the_decoders_own_limit() -> None:
     decoder, features = decoder_of(0), features_of(2)
     with torch.no_grad():
         decoder.logit.bias[0] -= 50
-    assert [len(tokens) for tokens, _ in decoder.generate(features)] == [LIMIT, LIMIT]
-    assert [len(tokens) for tokens, _ in decoder.generate(features, 3, max_length=2)] == [2, 2]
+    assert [len(tokens) for tokens, _ in generate(decoder, features)] == [LIMIT, LIMIT]
+    assert [len(tokens) for tokens, _ in generate(decoder, features, 3, max_length=2)] == [2, 2]
     wanted = found(decoder, features, 3, penalty="avg", suppress_unk=True)
-    got = decoder.generate(features, 3, suppress_unk=True, length_penalty="avg")
+    got = generate(decoder, features, 3, suppress_unk=True, length_penalty="avg")
     assert got == [(list(each.tokens), each.log_prob) for each in wanted]
 
 

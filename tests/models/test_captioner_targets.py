@@ -8,13 +8,21 @@ import pytest
 
 from gradlight.errors import GradlightError
 from gradlight.models.captioner import Caption, Phrase, Vocabulary
-from gradlight.models.captioner.decoder import Specials
-from gradlight.models.captioner.search import Found
-from gradlight.models.captioner.targets import Asked, CaptionTarget, Word, find_words, parse, resolve, word_by_word
+from gradlight.models.captioner.decoder import SpecialTokens
+from gradlight.models.captioner.search import Hypothesis
+from gradlight.models.captioner.targets import (
+    CaptionTarget,
+    CaptionTargetSpec,
+    Word,
+    find_words,
+    parse,
+    resolve,
+    word_by_word,
+)
 
 WORDS = ["a", "red", "blue", "star", "ring", "above", "below", "Café", "small", "cross", "UNK"]
-KNOWN = Vocabulary(dict(enumerate(WORDS, 1)), Specials(0, 0, 11))
-CLOSED = Vocabulary(dict(enumerate(WORDS[:-1], 1)), Specials(0, 0))
+KNOWN = Vocabulary(dict(enumerate(WORDS, 1)), SpecialTokens(0, 0, 11))
+CLOSED = Vocabulary(dict(enumerate(WORDS[:-1], 1)), SpecialTokens(0, 0))
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -27,11 +35,11 @@ def said(text: str, ended: bool = True) -> Caption:
     return Caption(text, words, list(tokens), -3.0, [-1.0] * len(tokens), ended)
 
 
-def asked(target: Any, words: Vocabulary = KNOWN, unk: str = "error") -> list[list[Asked]]:
+def asked(target: Any, words: Vocabulary = KNOWN, unk: str = "error") -> list[list[CaptionTargetSpec]]:
     return parse(target, words, unk)
 
 
-def one(target: Any, words: Vocabulary = KNOWN, unk: str = "error") -> Asked:
+def one(target: Any, words: Vocabulary = KNOWN, unk: str = "error") -> CaptionTargetSpec:
     ((found,),) = asked(target, words, unk)
     return found
 
@@ -86,10 +94,10 @@ def test_punctuation_beside_the_brackets_makes_no_difference(text: str) -> None:
 def test_brackets_alone_ask_for_words_of_the_captioners_own_caption() -> None:
     found = one("[Red Star]")
     assert (found.tokens, found.phrase) == (None, ("red", "star"))
-    (target,) = resolve(found, Found(numbers("a small red star above"), -1.0, True, -1.0), KNOWN, True)
+    (target,) = resolve(found, Hypothesis(numbers("a small red star above"), -1.0, True, -1.0), KNOWN, True)
     assert (target.label, target.start, target.stop, target.counts_end) == ("red star", 2, 4, False)
     with pytest.raises(GradlightError, match="'red star' is not in the caption 'a red ring'"):
-        resolve(found, Found(numbers("a red ring"), -1.0, True, -1.0), KNOWN, True)
+        resolve(found, Hypothesis(numbers("a red ring"), -1.0, True, -1.0), KNOWN, True)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +143,7 @@ def test_many_unknown_words_are_counted() -> None:
 def test_unk_can_be_taken_in_their_place() -> None:
     assert one("a strar [zebra]", unk="allow").tokens == (1, 11, 11)
     assert one("a UNK").tokens == (1, 11)
-    assert one("a <unk>", Vocabulary({1: "a", 2: "<unk>"}, Specials(3, 4, 2))).tokens == (1, 2)
+    assert one("a <unk>", Vocabulary({1: "a", 2: "<unk>"}, SpecialTokens(3, 4, 2))).tokens == (1, 2)
 
 
 @pytest.mark.parametrize("unk", ["error", "allow"])
@@ -277,7 +285,7 @@ def _of(wanted: CaptionTarget) -> Any:
 @pytest.mark.parametrize(("count_end", "ended"), [(True, True), (True, False), (False, True), (False, False)])
 def test_end_counts_where_it_is_counted_and_was_said(count_end: bool, ended: bool) -> None:
     both = count_end and ended
-    made = Found(numbers("a red star"), -1.0, ended, -1.0)
+    made = Hypothesis(numbers("a red star"), -1.0, ended, -1.0)
     for target in (
         *resolve(one(None), made, KNOWN, count_end),
         *resolve(one(said("a ring", ended)), None, KNOWN, count_end),
@@ -296,23 +304,23 @@ def test_every_word_of_a_caption_and_of_a_phrase() -> None:
     ((part,),) = word_by_word(asked("a [red star] above"))
     assert [(t.index, t.label) for t in resolve(part, None, KNOWN, True)] == [(1, "red"), (2, "star")]
     ((own,),) = word_by_word(asked("[red star]"))
-    made = Found(numbers("small red star"), -1.0, True, -1.0)
+    made = Hypothesis(numbers("small red star"), -1.0, True, -1.0)
     assert [(t.index, t.label) for t in resolve(own, made, KNOWN, True)] == [(1, "red"), (2, "star")]
 
 
 def test_the_words_of_nothing_said_are_refused() -> None:
     ((own,),) = word_by_word(asked(None))
     with pytest.raises(GradlightError, match=r"says nothing of this image \(END comes first\)"):
-        resolve(own, Found((), -1.0, True, -1.0), KNOWN, True)
+        resolve(own, Hypothesis((), -1.0, True, -1.0), KNOWN, True)
 
 
 def test_a_given_caption_is_not_replaced_by_the_generated_one() -> None:
-    (target,) = resolve(one("a ring"), Found(numbers("blue"), -1.0, False, -1.0), KNOWN, True)
+    (target,) = resolve(one("a ring"), Hypothesis(numbers("blue"), -1.0, False, -1.0), KNOWN, True)
     assert (target.label, target.ended) == ("a ring", True)
 
 
 def test_a_token_without_a_word_is_shown_as_its_number() -> None:
-    (target,) = resolve(one(None), Found((1, 77), -1.0, True, -1.0), KNOWN, True)
+    (target,) = resolve(one(None), Hypothesis((1, 77), -1.0, True, -1.0), KNOWN, True)
     assert target.label == "a <77>"
 
 
@@ -328,7 +336,7 @@ def test_a_vocabulary_goes_through_json() -> None:
 
 
 def test_the_first_of_two_words_that_differ_by_case_is_meant() -> None:
-    words = Vocabulary({2: "Bus", 1: "bus"}, Specials(0, 0))
+    words = Vocabulary({2: "Bus", 1: "bus"}, SpecialTokens(0, 0))
     assert words.encode("BUS") == [1]
     assert words[2] == "Bus"
     assert "bUs" in words

@@ -24,10 +24,10 @@ from gradlight.models.captioner import checkpoints as eyes
 from gradlight.models.captioner import coco_training as lessons
 from gradlight.models.captioner import coco_training as photos
 from gradlight.models.captioner import trainer as training
-from gradlight.models.captioner.decoder import Specials
+from gradlight.models.captioner.decoder import SpecialTokens
 from gradlight.models.captioner.encoder import CaptionNetwork, ResNetPlan, build_resnet
 from gradlight.models.captioner.rnn_decoders import FC
-from gradlight.models.captioner.trainer import Progress, Settings, fit, mean_loss, prepare
+from gradlight.models.captioner.trainer import Progress, TrainingSettings, fit, mean_loss, prepare
 from gradlight.models.scenes import captioner as scenes
 
 STEPS = 3
@@ -68,7 +68,7 @@ def write_photos(folder: Path, splits: list[str]) -> Path:
 def network_of(seed: int = 0) -> CaptionNetwork:
     torch.manual_seed(seed)
     eye = build_resnet(ResNetPlan("basic", (1,), (8,), 8))
-    return CaptionNetwork(eye, FC(Specials(0, 0), features=8, embed=8, size=8, rows=5, columns=5))
+    return CaptionNetwork(eye, FC(SpecialTokens(0, 0), features=8, embed=8, size=8, rows=5, columns=5))
 
 
 def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -104,7 +104,7 @@ def stopped_after(epochs: int) -> Any:
 
 @pytest.mark.parametrize("encoder_rate", [0.0, 1e-3])
 def test_a_stopped_training_goes_on_as_if_it_had_not_been(tmp_path: Path, encoder_rate: float) -> None:
-    asked = Settings(epochs=4, encoder_rate=encoder_rate)
+    asked = TrainingSettings(epochs=4, encoder_rate=encoder_rate)
     whole = network_of()
     done = fit(whole, batches, STEPS, batches, asked, tmp_path / "whole.pt")
     with pytest.raises(KeyboardInterrupt):
@@ -117,21 +117,23 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(tmp_path: Path, encode
 
 def test_a_training_that_is_over_only_gives_its_best_weights(tmp_path: Path) -> None:
     first, second = network_of(), network_of(seed=7)
-    done = fit(first, batches, STEPS, batches, Settings(epochs=2), tmp_path / "t.pt")
-    assert fit(second, stopped_after(0), STEPS, batches, Settings(epochs=2), tmp_path / "t.pt") == done
+    done = fit(first, batches, STEPS, batches, TrainingSettings(epochs=2), tmp_path / "t.pt")
+    assert fit(second, stopped_after(0), STEPS, batches, TrainingSettings(epochs=2), tmp_path / "t.pt") == done
     assert same(weights(first), weights(second))
 
 
 def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     keep = tmp_path / "t.pt"
-    fit(network_of(), batches, STEPS, batches, Settings(epochs=1), keep)
+    fit(network_of(), batches, STEPS, batches, TrainingSettings(epochs=1), keep)
     with pytest.raises(GradlightError, match=r"begun with other settings \(rate was 0\.002 and is 0\.1\)"):
-        fit(network_of(), batches, STEPS, batches, Settings(epochs=1, rate=0.1), keep)
+        fit(network_of(), batches, STEPS, batches, TrainingSettings(epochs=1, rate=0.1), keep)
     with pytest.raises(GradlightError, match=r"steps was 3 and is 2"):
-        fit(network_of(), batches, STEPS - 1, batches, Settings(epochs=1), keep)
-    other = CaptionNetwork(network_of().encoder, FC(Specials(0, 0), features=8, embed=8, size=8, rows=6, columns=6))
+        fit(network_of(), batches, STEPS - 1, batches, TrainingSettings(epochs=1), keep)
+    other = CaptionNetwork(
+        network_of().encoder, FC(SpecialTokens(0, 0), features=8, embed=8, size=8, rows=6, columns=6)
+    )
     with pytest.raises(GradlightError, match="the state of another network's training"):
-        fit(other, batches, STEPS, batches, Settings(epochs=1), keep)
+        fit(other, batches, STEPS, batches, TrainingSettings(epochs=1), keep)
 
 
 def test_it_stops_early_with_the_best_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +147,7 @@ def test_it_stops_early_with_the_best_weights(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(training, "mean_loss", loss)
     network = network_of()
-    done = fit(network, batches, STEPS, batches, Settings(epochs=5, patience=2), tmp_path / "t.pt")
+    done = fit(network, batches, STEPS, batches, TrainingSettings(epochs=5, patience=2), tmp_path / "t.pt")
     assert done.losses == told[:4]
     assert done.best == 1
     assert same(weights(network), seen[1])
@@ -155,7 +157,7 @@ def test_it_stops_early_with_the_best_weights(tmp_path: Path, monkeypatch: pytes
 def test_a_frozen_encoder_stays_as_it_was(tmp_path: Path) -> None:
     network = network_of()
     before = weights(network)
-    fit(network, batches, STEPS, batches, Settings(epochs=2, encoder_rate=0), tmp_path / "t.pt")
+    fit(network, batches, STEPS, batches, TrainingSettings(epochs=2, encoder_rate=0), tmp_path / "t.pt")
     changed = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed
     assert all(name.startswith("decoder.") for name in changed)
@@ -164,7 +166,7 @@ def test_a_frozen_encoder_stays_as_it_was(tmp_path: Path) -> None:
 def test_another_encoder_learns(tmp_path: Path) -> None:
     network = network_of()
     before = weights(network)
-    fit(network, batches, STEPS, batches, Settings(epochs=1), tmp_path / "t.pt")
+    fit(network, batches, STEPS, batches, TrainingSettings(epochs=1), tmp_path / "t.pt")
     after = network.state_dict()
     assert not torch.equal(after["encoder.conv1.weight"], before["encoder.conv1.weight"])
     assert int(after["encoder.bn1.num_batches_tracked"]) == STEPS
@@ -185,14 +187,21 @@ def test_the_loss_is_the_mean_over_words_and_ends() -> None:
 def test_any_number_of_steps_can_be_trained(tmp_path: Path, steps: int) -> None:
     """Ten steps in all once divided by zero."""
     few = [batch for epoch in range(2) for batch in batches(epoch)][:steps]
-    done = fit(network_of(), lambda _: iter(few), steps, batches, Settings(epochs=2), tmp_path / "t.pt")
+    done = fit(network_of(), lambda _: iter(few), steps, batches, TrainingSettings(epochs=2), tmp_path / "t.pt")
     assert len(done.losses) == 2
 
 
 def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path) -> None:
     broken = [(torch.full((1, 3, 32, 32), torch.nan), torch.tensor([[1]]))]
     with pytest.raises(GradlightError, match=r"The loss of epoch 1 is nan.*lower rate"):
-        fit(network_of(), lambda _: iter(broken), 1, lambda _: iter(broken), Settings(epochs=3), tmp_path / "t.pt")
+        fit(
+            network_of(),
+            lambda _: iter(broken),
+            1,
+            lambda _: iter(broken),
+            TrainingSettings(epochs=3),
+            tmp_path / "t.pt",
+        )
     assert not (tmp_path / "t.pt").exists()
 
 
@@ -205,10 +214,10 @@ def test_preparing_a_folder_leaves_nothing_in_it(tmp_path: Path) -> None:
 
 
 def test_progress_counts_patience_from_the_best() -> None:
-    assert not Progress([]).over(Settings(epochs=1))
-    assert not Progress([1.0, 2.0, 3.0]).over(Settings(epochs=9, patience=3))
-    assert Progress([1.0, 2.0, 3.0, 4.0]).over(Settings(epochs=9, patience=3))
-    assert Progress([2.0, 1.0]).over(Settings(epochs=2))
+    assert not Progress([]).over(TrainingSettings(epochs=1))
+    assert not Progress([1.0, 2.0, 3.0]).over(TrainingSettings(epochs=9, patience=3))
+    assert Progress([1.0, 2.0, 3.0, 4.0]).over(TrainingSettings(epochs=9, patience=3))
+    assert Progress([2.0, 1.0]).over(TrainingSettings(epochs=2))
 
 
 # Photos
@@ -229,7 +238,7 @@ def test_photos_are_learnt_written_and_read_back(tmp_path: Path, encoder: Path, 
     assert "9 photos with 18 captions, 7 words" in str(report)
     assert {path.name for path in folder.iterdir()} == {"captioner.json", "captioner.safetensors"}
     model = gl.captioner(folder, device="cpu")
-    assert (model.vocabulary.specials, model.network.decoder.max_length) == (Specials(0, 0, 7), 17)
+    assert (model.vocabulary.specials, model.network.decoder.max_length) == (SpecialTokens(0, 0, 7), 17)
     said = model.caption(tmp_path / "0.png")[0]
     assert 1 <= len(said.words) <= 17
     assert "wall" in said.words
@@ -256,7 +265,7 @@ def test_a_stopped_training_of_photos_goes_on(tmp_path: Path, encoder: Path, mon
     asked = {"family": "fc", "encoder": encoder, "threshold": 1, "epochs": 3, "batch_size": 2, **TINY}
     whole = photos.train(tmp_path / "whole", captions, tmp_path, **asked)
 
-    given = lessons.Course.lessons
+    given = lessons.CaptionTrainingSet.lessons
 
     def stopped(course: Any, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         if epoch == 1:
@@ -264,7 +273,7 @@ def test_a_stopped_training_of_photos_goes_on(tmp_path: Path, encoder: Path, mon
         return given(course, epoch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(lessons.Course, "lessons", stopped)
+        patch.setattr(lessons.CaptionTrainingSet, "lessons", stopped)
         with pytest.raises(KeyboardInterrupt):
             photos.train(tmp_path / "parts", captions, tmp_path, **asked)
     assert [path.name for path in (tmp_path / "parts").iterdir()] == ["training.pt"]
@@ -345,7 +354,7 @@ def test_what_cannot_be_trained_is_refused_first(
 def test_an_encoder_of_a_library_is_rebuilt_bit_for_bit() -> None:
     torch.manual_seed(0)
     for name in ("torchvision/resnet18", "timm/resnet18"):
-        eye, plan = eyes.build_eye(name, pretrained=False)
+        eye, plan = eyes.build_encoder(name, pretrained=False)
         assert plan == ResNetPlan("basic", (2, 2, 2, 2), (64, 128, 256, 512), 64, "padded")
         assert not eye.training
         assert float(eye.state_dict()["bn1.running_mean"].abs().max()) == 0
@@ -356,7 +365,7 @@ def test_an_epoch_has_one_caption_of_each_photo_in_an_order_of_its_own(tmp_path:
     paths = [tmp_path / f"{number}.png" for number in range(7)]
     given = [lessons.CaptionedPhoto(path, (f"a{n}", f"b{n}"), "") for n, path in enumerate(paths)]
     words = lessons.vocabulary_of(given, 1)
-    course = lessons.Course(given[:5], given[5:], words, lessons.Task(batch_size=2), workers=0)
+    course = lessons.CaptionTrainingSet(given[:5], given[5:], words, lessons.CaptionTask(batch_size=2), workers=0)
     epochs = [[words[int(token)] for _, tokens in course.lessons(epoch) for token in tokens] for epoch in (0, 0, 1)]
     assert sorted(text[1:] for text in epochs[0]) == ["0", "1", "2", "3", "4"]
     assert epochs[0] == epochs[1] != epochs[2]
@@ -369,8 +378,10 @@ def test_an_epoch_has_one_caption_of_each_photo_in_an_order_of_its_own(tmp_path:
 def test_workers_change_nothing(tmp_path: Path) -> None:
     write_photos(tmp_path, [""] * 4)
     given = [lessons.CaptionedPhoto(tmp_path / f"{n}.png", ("a wall", "the wall"), "") for n in range(4)]
-    task = lessons.Task(batch_size=2)
-    alone, helped = (lessons.Course(given[:3], given[3:], lessons.vocabulary_of(given, 1), task, n) for n in (0, 2))
+    task = lessons.CaptionTask(batch_size=2)
+    alone, helped = (
+        lessons.CaptionTrainingSet(given[:3], given[3:], lessons.vocabulary_of(given, 1), task, n) for n in (0, 2)
+    )
     for epoch in (0, 1):
         pairs = zip(alone.lessons(epoch), helped.lessons(epoch), strict=True)
         assert all(torch.equal(a, b) for one, other in pairs for a, b in zip(one, other, strict=True))

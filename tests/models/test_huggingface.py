@@ -35,7 +35,7 @@ from transformers import (
 import gradlight as gl
 from gradlight.errors import GradlightError
 from gradlight.models.huggingface import ImageProcessor
-from gradlight.models.measured_preprocessing import Measured
+from gradlight.models.measured_preprocessing import MeasuredPreprocessing
 from gradlight.models.preprocessing import IMAGENET
 
 LABELS = {0: "tench", 1: "hen", 2: "ouzel", 3: "axolotl", 4: "mamba"}
@@ -225,7 +225,7 @@ def test_pixels_are_the_processors_and_lie_where_they_are_measured(kind: str, si
     (photo,) = hub.photos(size)
     pixels, view = ImageProcessor(processor)(photo)
     assert torch.equal(pixels, processor(images=photo, return_tensors="pt")["pixel_values"][0])
-    measured = Measured(lambda picture: processor(images=picture, return_tensors="pt")["pixel_values"][0])
+    measured = MeasuredPreprocessing(lambda picture: processor(images=picture, return_tensors="pt")["pixel_values"][0])
     assert view.box == pytest.approx(measured(photo)[1].box, abs=0.02 * max(size))
     assert (view.photo, view.size) == (size, tuple(pixels.shape[1:]))
 

@@ -14,10 +14,10 @@ from torch.nn import functional
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
 import gradlight as gl
-from gradlight.cli.open_model import Source, open_captioner, open_model
+from gradlight.cli.open_model import ModelOptions, open_captioner, open_model
 from gradlight.errors import GradlightError
 from gradlight.models.captioner import Caption, Captioner
-from gradlight.models.captioner.hf_decoder import Pieces, flat
+from gradlight.models.captioner.hf_decoder import SubwordTokenizer, flat
 
 FAMILIES = list(hub.CAPTIONERS)
 PHOTOS = hub.photos((40, 30), (32, 32), (50, 70))
@@ -324,10 +324,10 @@ def hub_pixels(pictures: list[Any]) -> Tensor:
 def test_the_command_line_finds_them(tmp_path: Path) -> None:
     _, folder = hub.saved("blip", tmp_path)
     for name, words in ((f"captioner/transformers/{folder}", False), (f"captioner/transformers/{folder}", True)):
-        model = open_model(Source(name, device="cpu"), words)
+        model = open_model(ModelOptions(name, device="cpu"), words)
         assert isinstance(model, Captioner)
         assert model.name == f"transformers/{folder}"
-    assert open_captioner(Source(f"transformers/{folder}", device="cpu")).vocabulary.specials.end == hub.END
+    assert open_captioner(ModelOptions(f"transformers/{folder}", device="cpu")).vocabulary.specials.end == hub.END
 
 
 def test_a_network_stays_the_callers(family: str) -> None:
@@ -367,11 +367,11 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def pieces() -> Pieces:
-    return Pieces(hub.tokenizer(), hub.BOS, hub.END, 31)
+def pieces() -> SubwordTokenizer:
+    return SubwordTokenizer(hub.tokenizer(), hub.BOS, hub.END, 31)
 
 
-def test_pieces_are_grouped_into_words(pieces: Pieces) -> None:
+def test_pieces_are_grouped_into_words(pieces: SubwordTokenizer) -> None:
     tokens = pieces.encode(TEXT)
     assert flat(tokens) == NUMBERS
     assert [[NUMBERS[at] for at in group] for group in GROUPS] == [list(word) for word in tokens]
@@ -382,14 +382,14 @@ def test_pieces_are_grouped_into_words(pieces: Pieces) -> None:
     assert pieces.decode([]) == []
 
 
-def test_endings_without_a_word_before_them(pieces: Pieces) -> None:
+def test_endings_without_a_word_before_them(pieces: SubwordTokenizer) -> None:
     numbers = [hub.PIECES[piece] for piece in ("##s", "a", "##ish", "##let", "red")]
     tokens = pieces.grouped(numbers)
     assert flat(tokens) == numbers
     assert len(pieces.decode(tokens)) == len(tokens) == 3
 
 
-def test_unknown_words_are_refused_or_allowed(pieces: Pieces) -> None:
+def test_unknown_words_are_refused_or_allowed(pieces: SubwordTokenizer) -> None:
     with pytest.raises(GradlightError, match=r"Not among the 17 words .*'zebra'.*'stor'\. Did you mean 'star'.*unk="):
         pieces.encode("a zebra stor")
     assert flat(pieces.encode("a zebra", unk="allow")) == [4, hub.UNK]
@@ -414,7 +414,9 @@ def test_a_tokenizer_that_marks_blanks() -> None:
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     end = known["<end>"]
-    words = Pieces(PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>", unk_token="<end>"), end, end, 31)
+    words = SubwordTokenizer(
+        PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>", unk_token="<end>"), end, end, 31
+    )
     assert words.specials.unk is None
     tokens = words.encode("a red start")
     assert words.decode(tokens) == ["a", "red", "start"]

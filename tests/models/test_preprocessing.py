@@ -17,7 +17,7 @@ from torchvision.models import get_weight
 
 from gradlight.errors import GradlightError, GradlightWarning
 from gradlight.models import preprocessing
-from gradlight.models.measured_preprocessing import Measured
+from gradlight.models.measured_preprocessing import MeasuredPreprocessing
 from gradlight.models.preprocessing import IMAGENET, Preprocessing, picture_of
 from gradlight.models.view import View
 from gradlight.models.zoo import timm_preprocessing, torchvision_preprocessing
@@ -236,7 +236,7 @@ PRESETS = [
 @pytest.mark.parametrize("steps", PRESETS)
 def test_a_measured_view_is_within_half_a_pixel(steps: Preprocessing, size: tuple[int, int]) -> None:
     image = photo(*size)
-    pixels, view = Measured(lambda picture: steps(picture)[0])(image)
+    pixels, view = MeasuredPreprocessing(lambda picture: steps(picture)[0])(image)
     wanted, truth = steps(image)
     assert torch.equal(pixels, wanted)
     error = [abs(a - b) for a, b in zip(view.box, truth.box, strict=True)]
@@ -255,7 +255,7 @@ def test_a_measured_mirror_and_bgr_and_grey() -> None:
             transforms.Lambda(lambda pixels: pixels.flip(0) * 255 - 100),
         ]
     )
-    _, view = Measured(chain)(photo(200, 100))
+    _, view = MeasuredPreprocessing(chain)(photo(200, 100))
     assert view.box == pytest.approx((150, 0, 50, 100), abs=0.5)
 
 
@@ -269,7 +269,7 @@ def test_a_measured_mirror_and_bgr_and_grey() -> None:
     ],
 )
 def test_what_cannot_be_measured_is_laid_over_the_whole_photo(step: Any, reason: str) -> None:
-    measured = Measured(transforms.Compose([step, transforms.ToTensor()]))
+    measured = MeasuredPreprocessing(transforms.Compose([step, transforms.ToTensor()]))
     with pytest.warns(GradlightWarning, match=reason):
         pixels, view = measured(photo(120, 90))
     assert view == View.whole((120, 90), tuple(pixels.shape[1:]))
@@ -278,7 +278,7 @@ def test_what_cannot_be_measured_is_laid_over_the_whole_photo(step: Any, reason:
 def test_a_photo_too_small_to_measure_is_taken_whole() -> None:
     chain = transforms.Compose([transforms.Resize((8, 8)), transforms.ToTensor()])
     with pytest.warns(GradlightWarning, match="shorter than 16"):
-        _, view = Measured(chain)(photo(400, 5))
+        _, view = MeasuredPreprocessing(chain)(photo(400, 5))
     assert view.box == (0, 0, 400, 5)
 
 
@@ -289,7 +289,7 @@ def test_measuring_costs_five_runs_for_each_size() -> None:
         calls.append(picture.size)
         return transforms.functional.to_tensor(picture)
 
-    measured = Measured(function)
+    measured = MeasuredPreprocessing(function)
     for _ in range(3):
         measured(photo(50, 40))
     assert len(calls) == 3 + 5
@@ -298,20 +298,20 @@ def test_measuring_costs_five_runs_for_each_size() -> None:
 @pytest.mark.parametrize("result", [np.zeros((3, 4, 4)), torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 4), None])
 def test_a_callable_that_gives_no_pixels_is_an_error(result: Any) -> None:
     with pytest.raises(GradlightError, match=r"must bring an RGB Pillow image to a tensor \[3,H,W\]"):
-        Measured(lambda picture: result)(photo(20, 20))
+        MeasuredPreprocessing(lambda picture: result)(photo(20, 20))
 
 
 def test_measured_denormalises_by_black_and_white() -> None:
     steps = Preprocessing(size=(50, 40), resize=(50, 40), fit="squash")
     image = photo(40, 50)
-    measured = Measured(lambda picture: steps(picture)[0])
+    measured = MeasuredPreprocessing(lambda picture: steps(picture)[0])
     assert measured.denormalise(steps(image)[0]).tobytes() == image.tobytes()
     assert measured.size == (50, 40)
 
 
 def test_a_measured_callable_describes_itself_without_addresses() -> None:
-    assert "0x" not in Measured(lambda picture: picture).to_json()["callable"]
-    assert Measured(transforms.ToTensor()).to_json() == {"callable": "ToTensor()"}
+    assert "0x" not in MeasuredPreprocessing(lambda picture: picture).to_json()["callable"]
+    assert MeasuredPreprocessing(transforms.ToTensor()).to_json() == {"callable": "ToTensor()"}
     assert IMAGENET.to_json()["resize"] == [256, 256]
 
 

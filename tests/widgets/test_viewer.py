@@ -21,10 +21,10 @@ from gradlight.errors import GradlightError
 from gradlight.models.objective import Target
 from gradlight.widgets import live_source as live
 from gradlight.widgets.map_sources import bracketed, choices_of, class_keys, sentence_of, single
-from gradlight.widgets.payload import Part, pack
+from gradlight.widgets.payload import MapKey, pack
 from gradlight.widgets.view import view
 from gradlight.widgets.viewer import Viewer
-from gradlight.widgets.worker import Stopped, Watch, Worker
+from gradlight.widgets.worker import Cancelled, CancelToken, Worker
 
 
 def _unpacked(packed: bytes) -> list[dict[str, Any]]:
@@ -43,7 +43,7 @@ def _unpacked(packed: bytes) -> list[dict[str, Any]]:
 
 def test_what_is_sent_is_the_maps_to_eight_bits(classifier: Any, photo: Path) -> None:
     maps = gl.explain(classifier, photo, methods=["normgrad", "linear_approx"], layers=["layer3", "layer4"])
-    (part,) = _unpacked(pack({Part(2, "x", "ascent", 0.5): maps}, 7))
+    (part,) = _unpacked(pack({MapKey(2, "x", "ascent", 0.5): maps}, 7))
     assert (part["image"], part["target"], part["meta"], part["lr"]) == (2, "x", "ascent", 0.5)
     assert len(part["maps"]) == 4
     for method, layer, *_, values in part["maps"]:
@@ -64,7 +64,7 @@ def test_seventeen_layers_and_five_methods_are_less_than_a_megabyte(classifier: 
 def test_maps_that_are_not_numbers_are_sent_as_flat(classifier: Any, photo: Path) -> None:
     maps = gl.explain(classifier, photo, layers="layer4")
     maps.rows("selective_normgrad", "layer4")[0, 0, 0] = float("nan")
-    assert _unpacked(pack({Part(0, "x"): maps}, 1))[0]["maps"][0][4:6] == [0.0, 0.0]
+    assert _unpacked(pack({MapKey(0, "x"): maps}, 1))[0]["maps"][0][4:6] == [0.0, 0.0]
 
 
 def test_it_is_a_widget_like_any_other(classifier: Any, photo: Path) -> None:
@@ -145,16 +145,16 @@ def test_a_method_is_offered_where_it_is_defined(classifier: Any, photo: Path) -
 def test_only_the_last_request_is_shown(classifier: Any, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     viewer = view(classifier, photo, layers="layer4")
     made: list[str] = []
-    slow = live.Live.maps
+    slow = live.LiveSource.maps
 
-    def maps(self: Any, part: Part, methods: Any, watch: Watch) -> Any:
+    def maps(self: Any, part: MapKey, methods: Any, watch: CancelToken) -> Any:
         for _ in range(20):
             watch.step(0.0)
             time.sleep(0.01)
         made.append(part.target)
         return slow(self, part, methods, watch)
 
-    monkeypatch.setattr(live.Live, "maps", maps)
+    monkeypatch.setattr(live.LiveSource, "maps", maps)
     labels = [label for label in classifier.labels if label != viewer.target][:6]
     begin = time.perf_counter()
     for label in labels:
@@ -170,13 +170,13 @@ def test_cancelling_goes_back_to_what_was_shown(classifier: Any, photo: Path, mo
     viewer = view(classifier, photo, layers="layer4")
     before, begun = viewer.target, threading.Event()
 
-    def forever(self: Any, part: Part, methods: Any, watch: Watch) -> Any:
+    def forever(self: Any, part: MapKey, methods: Any, watch: CancelToken) -> Any:
         while True:
             watch.step(0.5)
             begun.set()
             time.sleep(0.005)
 
-    monkeypatch.setattr(live.Live, "maps", forever)
+    monkeypatch.setattr(live.LiveSource, "maps", forever)
     viewer.target = "purple"
     assert begun.wait(5)
     assert viewer.work["state"] == "busy"
@@ -197,7 +197,7 @@ def test_an_error_in_the_background_is_one_sentence(
     def broken(*_: Any) -> Any:
         raise RuntimeError("the network is gone")
 
-    monkeypatch.setattr(live.Live, "maps", broken)
+    monkeypatch.setattr(live.LiveSource, "maps", broken)
     viewer.target = "purple"
     assert viewer.wait(5)
     assert viewer.work == {"state": "failed", "text": "RuntimeError: the network is gone"}
@@ -208,9 +208,9 @@ def test_the_network_is_left_as_it_was_when_it_is_called_off(classifier: Any, ph
     source = live.live(classifier, photo, ["normgrad"], "all")
     before = {name: tensor.clone() for name, tensor in classifier.network.state_dict().items()}
     told: list[float] = []
-    watch = Watch(lambda part: (told.append(part), watch.stop() if part > 0.5 else None))
-    with pytest.raises(Stopped):
-        source.maps(Part(0, "star"), ["normgrad"], watch)
+    watch = CancelToken(lambda part: (told.append(part), watch.stop() if part > 0.5 else None))
+    with pytest.raises(Cancelled):
+        source.maps(MapKey(0, "star"), ["normgrad"], watch)
     assert 0.5 < told[-1] < 0.6
     assert all(tensor.equal(before[name]) for name, tensor in classifier.network.state_dict().items())
     assert not any(module._forward_hooks for module in classifier.network.modules())
