@@ -1,5 +1,1 @@
 """The command line: `app` holds the commands; each command's work is a file of its own, imported when it runs."""
-
-from .app import app, main
-
-__all__ = ["app", "main"]

@@ -289,7 +289,8 @@ def test_memory_stays_bounded(tmp_path: Path) -> None:
     code = """if True:
         import pathlib, resource, sys
         from gradlight import GradlightError
-        from gradlight.data import store, verify
+        from gradlight.data.hdf5 import verify
+        from gradlight.data.hdf5 import writer as store
         paths = sorted(pathlib.Path(sys.argv[1]).glob("*.h5"))
         store.read(sys.argv[2])
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -181,7 +181,8 @@ def test_blosc_where_it_is_not_installed(tmp_path: Path) -> None:
         import sys
         sys.modules["hdf5plugin"] = None
         from gradlight import GradlightError
-        from gradlight.data import store, verify
+        from gradlight.data.hdf5 import verify
+        from gradlight.data.hdf5 import writer as store
         for work in (lambda: store.read(sys.argv[1]), lambda: store.write(sys.argv[2], None, compression="blosc")):
             try:
                 work()
@@ -494,7 +495,7 @@ def test_file_system_that_is_full(tmp_path: Path) -> None:
         import resource, sys
         import numpy as np
         from gradlight import GradlightError
-        from gradlight.data import store
+        from gradlight.data.hdf5 import writer as store
         noise = np.random.default_rng(0).random((1, 200, 200))
         key = ("m", "layer")
         stored = store.StoredMaps({}, "", {}, None, [store.ImageRow("", "", 1, 1, {})],
@@ -581,7 +582,7 @@ def test_damaged_bytes_do_not_crash_the_reader(tmp_path: Path) -> None:
     code = """if True:
         import pathlib, random, sys
         from gradlight import GradlightError
-        from gradlight.data import store
+        from gradlight.data.hdf5 import writer as store
         kept, path, choose, refused = *map(pathlib.Path, sys.argv[1:]), random.Random(0), 0
         sound = kept.read_bytes()
         for _ in range(200):

@@ -314,7 +314,8 @@ def test_copying_takes_little_memory(tmp_path: Path) -> None:
         os.link(first, path)
     code = """if True:
         import resource, sys
-        from gradlight.data import store, virtual
+        from gradlight.data.hdf5 import shards as virtual
+        from gradlight.data.hdf5 import writer as store
         virtual.copy_into(sys.argv[1], sys.argv[2:3])
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         virtual.copy_into(sys.argv[1], sys.argv[2:], compression=None)
@@ -338,7 +339,9 @@ def test_file_system_that_is_full(tmp_path: Path, noticed: str) -> None:
     code = """if True:
         import resource, sys
         from gradlight import GradlightError
-        from gradlight.data import spill, store, virtual
+        from gradlight import files as spill
+        from gradlight.data.hdf5 import shards as virtual
+        from gradlight.data.hdf5 import writer as store
         if sys.argv[2] != "0":
             spill._reserve = lambda *_: None
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)

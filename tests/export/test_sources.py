@@ -18,7 +18,7 @@ from gradlight.data import images
 from gradlight.data.scenes.generator import CLASSES, HELD_OUT, SEEDS
 from gradlight.errors import GradlightError
 from gradlight.export.datasets import match
-from gradlight.export.sources import KINDS, Item, Source, find_items
+from gradlight.export.sources import KINDS, ImageList, Item, find_items
 
 LABELS = ["tabby, tabby cat", "dog", "dining table, board", "Airplane", "person", "tv", "crane", "crane"]
 
@@ -38,11 +38,11 @@ def write(path: Path, content: str | bytes) -> str:
     return str(path)
 
 
-def names(source: Source, folder: Path) -> list[str]:
+def names(source: ImageList, folder: Path) -> list[str]:
     return [os.path.relpath(item.path, folder) for item in source.items]
 
 
-def targets(source: Source) -> list[tuple[int | str, ...] | None]:
+def targets(source: ImageList) -> list[tuple[int | str, ...] | None]:
     return [item.targets for item in source.items]
 
 
@@ -154,7 +154,7 @@ def test_a_folder_without_photos_says_what_is_there(tmp_path: Path) -> None:
 def test_an_image_folder_is_recognised_by_its_classes(tmp_path: Path) -> None:
     photos(tmp_path, "Dog/b.png", "Dog/deep/a.png", "tabby_cat/c.png")
     found = find_items(str(tmp_path), labels=LABELS)
-    assert found == Source("imagefolder", [Item(str(tmp_path / name), (index,)) for name, index in _EXPECTED])
+    assert found == ImageList("imagefolder", [Item(str(tmp_path / name), (index,)) for name, index in _EXPECTED])
     assert find_items(str(tmp_path), labels=LABELS, kind="imagefolder") == found
     assert targets(find_items(str(tmp_path), labels=LABELS, targets=False)) == [None] * 3
     assert find_items(str(tmp_path), labels=None).kind == "folder"
@@ -319,7 +319,7 @@ def test_voc(shared: Path, tmp_path: Path) -> None:
     root = shared / "voc07_seven"
     photo = root / "VOCdevkit" / "VOC2007" / "JPEGImages" / "000001.jpg"
     found = find_items(str(root), split="test", labels=["person", "cat", "Dog"])
-    assert found == Source("voc", [Item(str(photo), (2, 0))])
+    assert found == ImageList("voc", [Item(str(photo), (2, 0))])
     half = find_items(str(root), labels=["person"])
     assert half.items == [Item(str(photo), (0,))]
     assert half.notes == ["The model does not have 1 of the 2 classes: 'dog'."]
@@ -354,7 +354,7 @@ def test_coco(shared: Path) -> None:
             expected.append(Item(path, tuple(sorted(present))))
         else:
             empty.append((path, f"{path}: no object is marked on it"))
-    assert found == Source("coco", expected, empty)
+    assert found == ImageList("coco", expected, empty)
     assert len(found.items) == 63
     assert len(find_items(str(folder / "images"), annotations=folder / "instances.json", labels=labels, targets=False)
                .items) == 64  # fmt: skip
@@ -397,7 +397,7 @@ def test_captions_without_their_photo_are_told(tmp_path: Path) -> None:
 
 
 def test_ranges_of_scenes() -> None:
-    assert find_items("scenes:5-8", labels=None) == Source("scenes", [Item(f"scenes:{n}", None) for n in (5, 6, 7)])
+    assert find_items("scenes:5-8", labels=None) == ImageList("scenes", [Item(f"scenes:{n}", None) for n in (5, 6, 7)])
     held = find_items("scenes:held-out:3", labels=CLASSES)
     assert [item.path for item in held.items] == [f"scenes:{seed}" for seed in HELD_OUT[:3]]
     assert [item.path for item in find_items("scenes:20000066", labels=CLASSES).items] == ["scenes:20000066"]
@@ -434,7 +434,7 @@ def test_ranges_without_scenes_are_refused(source: str, says: str) -> None:
 def test_one_image_is_a_source(tmp_path: Path) -> None:
     photos(tmp_path, "a.png", "b")
     for name in ("a.png", "b"):
-        assert find_items(str(tmp_path / name), labels=LABELS) == Source("image", [Item(str(tmp_path / name), None)])
+        assert find_items(str(tmp_path / name), labels=LABELS) == ImageList("image", [Item(str(tmp_path / name), None)])
 
 
 def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
