@@ -174,9 +174,10 @@ def find(folder: str | os.PathLike[str]) -> list[Path]:
         GradlightError: A folder cannot be listed.
 
     Example:
+        >>> Path("photos").mkdir()
         >>> for name in ("b.png", "a.JPG", "notes.txt", ".hidden.png"):
-        ...     Path(name).touch()
-        >>> [path.name for path in find(".")]
+        ...     Path("photos", name).touch()
+        >>> [path.name for path in find("photos")]
         ['a.JPG', 'b.png']
     """
     paths: list[Path] = []
