@@ -16,8 +16,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..data.hdf5.reader import MapsFile
-from ..data.hdf5.writer import StoredMaps, read, write
+from ..data.hdf5.reader import MapsFile, read
+from ..data.hdf5.writer import StoredMaps, write
 from ..errors import GradlightError
 from ..files import replace_file
 

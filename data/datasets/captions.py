@@ -111,8 +111,8 @@ def read_captions(annotations: str | os.PathLike[str], images: str | os.PathLike
     left_out["images without captions"] += len(entries) - len(captioned)
     if not captioned:
         raise GradlightError(
-            f"{source}: no image has a caption. Left out: {_format_left_out(left_out)}. {_format_ids(document)}Check that"
-            " images and captions belong together."
+            f"{source}: no image has a caption. Left out: {_format_left_out(left_out)}. {_format_ids(document)}Check"
+            " that images and captions belong together."
         )
     photos, missing = _find_photos(captioned, folder, left_out)
     if not photos:
