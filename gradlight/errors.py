@@ -45,7 +45,7 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
 
     Example:
         >>> nearest("norm_grad", ["normgrad", "grad_cam", "gradient"])
-        " Did you mean 'normgrad' or 'gradient' or 'grad_cam'?"
+        " Did you mean 'normgrad'?"
         >>> nearest("normgrad", ["cat", "dog"])
         ''
     """

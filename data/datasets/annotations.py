@@ -54,8 +54,8 @@ class RunLengths:
     """An outline as run lengths in column order, for an image of this height and width.
 
     Example:
-        >>> RunLengths(2, 2, np.array([1, 3])).counts.sum()
-        4
+        >>> RunLengths(2, 2, np.array([1, 3])).counts
+        array([1, 3])
     """
 
     height: int

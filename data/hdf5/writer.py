@@ -25,10 +25,8 @@ from .schema import (
     Columns,
     Failure,
     Header,
-    ImageRow,
     LayerRow,
     StoredMaps,
-    TargetRow,
     encode_cell,
     format_key,
     max_chunk_bytes,
@@ -40,11 +38,6 @@ from .schema import (
 from .validation import find_problems, find_view_problems, format_problems
 
 __all__ = [
-    "Failure",
-    "ImageRow",
-    "LayerRow",
-    "StoredMaps",
-    "TargetRow",
     "chunk_shape",
     "create_maps",
     "create_scale",

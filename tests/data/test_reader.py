@@ -22,7 +22,7 @@ from gradlight import GradlightError
 from gradlight.data.hdf5 import shards as virtual
 from gradlight.data.hdf5 import writer
 from gradlight.data.hdf5.reader import MapsFile
-from gradlight.data.hdf5.writer import Failure, ImageRow, LayerRow, StoredMaps, TargetRow
+from gradlight.data.hdf5.schema import Failure, ImageRow, LayerRow, StoredMaps, TargetRow
 
 KEY = ("normgrad", "layer1")
 

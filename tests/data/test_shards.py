@@ -23,8 +23,8 @@ from gradlight import GradlightError, files
 from gradlight.data.hdf5 import reader, writer
 from gradlight.data.hdf5 import shards as virtual
 from gradlight.data.hdf5.reader import MapsFile
+from gradlight.data.hdf5.schema import LayerRow, StoredMaps
 from gradlight.data.hdf5.verify import verify
-from gradlight.data.hdf5.writer import LayerRow, StoredMaps
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = ("normgrad", "layer1")

@@ -21,7 +21,7 @@ from stored_examples import KEPT, KEPT_HALF, KEPT_INDEX, assert_equal, changed, 
 from gradlight import GradlightError
 from gradlight.data.hdf5 import reader, schema, validation, writer
 from gradlight.data.hdf5.reader import MapsFile
-from gradlight.data.hdf5.writer import ImageRow, LayerRow, StoredMaps, TargetRow
+from gradlight.data.hdf5.schema import ImageRow, LayerRow, StoredMaps, TargetRow
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -492,11 +492,11 @@ def test_file_system_that_is_full(tmp_path: Path) -> None:
         import resource, sys
         import numpy as np
         from gradlight import GradlightError
-        from gradlight.data.hdf5 import reader, writer
+        from gradlight.data.hdf5 import reader, schema, writer
         noise = np.random.default_rng(0).random((1, 200, 200))
         key = ("m", "layer")
-        stored = writer.StoredMaps({}, "", {}, None, [writer.ImageRow("", "", 1, 1, {})],
-            [writer.TargetRow(0, "", 0, "", 0.0)], {key: noise}, {key: writer.LayerRow(*key, 0, (1.0, 1.0))}, [], True,
+        stored = schema.StoredMaps({}, "", {}, None, [schema.ImageRow("", "", 1, 1, {})],
+            [schema.TargetRow(0, "", 0, "", 0.0)], {key: noise}, {key: schema.LayerRow(*key, 0, (1.0, 1.0))}, [], True,
             "", (1, 1))
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
