@@ -1,9 +1,9 @@
-"""Run the benchmarks, one after another, and keep what they print in RESULTS.md.
+"""Run the benchmarks, one after another, and write their output to RESULTS.md.
 
     python benchmarks/bench.py [one_pass targets …] [--out benchmarks/RESULTS.md]
 
-A benchmark that is run alone replaces its own section only. What is written by hand into a section between
-`<!-- note -->` and `<!-- /note -->` stays there.
+A benchmark that is run alone replaces only its own section. Text that is written by hand between `<!-- note -->` and
+`<!-- /note -->` in a section is kept.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["COMMANDS", "replaced"]
 HERE = Path(__file__).resolve().parent
 SETTINGS = {"OMP_WAIT_POLICY": "PASSIVE"}
 
-# Together about twenty-five minutes on two cores; the large batches take few turns.
+# Together about twenty-five minutes on two cores; the large batches have few repeats.
 COMMANDS: dict[str, tuple[str, ...]] = {
     "one_pass": ("--batch 1 --repeats 5", "--batch 8 --repeats 3"),
     "targets": ("",),
@@ -38,10 +38,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "viewer_latency": ("",),
 }
 
-HEAD = """# What the benchmarks found
+HEAD = """# Benchmark results
 
-`make bench` makes this page; `python benchmarks/bench.py NAME` makes one section anew. Only ratios of one run mean
-something on another machine: their jobs took turns.
+`make bench` writes this page; `python benchmarks/bench.py NAME` replaces one section. Only ratios within one run are
+comparable between machines, because their jobs alternated.
 """
 NOTE = "<!-- note -->\n<!-- /note -->"
 _NOTES = re.compile(r"<!-- note -->.*?<!-- /note -->", re.DOTALL)
@@ -49,7 +49,7 @@ _TITLE = re.compile(r"^## (\S+)\n", re.MULTILINE)
 
 
 class LeftOutError(Exception):
-    """A benchmark cannot be run here, and says why."""
+    """A benchmark cannot be run here; the message says why."""
 
 
 def main() -> None:
@@ -83,8 +83,8 @@ def keep(name: str, page: Path) -> bool:
 
 
 def body(name: str) -> str:
-    """Run the commands of a benchmark, and put together what its section says."""
-    parts = [about(name)]
+    """Run the commands of a benchmark, and compose its section."""
+    paragraphs = [describe(name)]
     for arguments in COMMANDS[name]:
         command = f"python benchmarks/{name}.py {arguments}".strip()
         settings = " ".join(f"{key}={value}" for key, value in SETTINGS.items())
@@ -92,19 +92,19 @@ def body(name: str) -> str:
         if not printed.startswith(MACHINE):
             printed = f"{described}\n\n{printed}"
         print(printed, flush=True)
-        parts.append(f"```sh\n{settings} {command}\n```\n\n{printed}")
-    return "\n\n".join(parts)
+        paragraphs.append(f"```sh\n{settings} {command}\n```\n\n{printed}")
+    return "\n\n".join(paragraphs)
 
 
-def about(name: str) -> str:
-    """Give what a benchmark's own docstring says, without how to call it."""
+def describe(name: str) -> str:
+    """Give the docstring of a benchmark without its command line."""
     doc = ast.get_docstring(ast.parse((HERE / f"{name}.py").read_text(encoding="utf-8"))) or ""
     paragraphs = doc.split("\n\n")
     return "\n\n".join(paragraph for paragraph in paragraphs if not paragraph.lstrip().startswith("python "))
 
 
 def run(name: str, arguments: str) -> str:
-    """Run a benchmark in a process of its own; raises LeftOutError when it stops with a sentence."""
+    """Run a benchmark in a process of its own; raises LeftOutError where it exits with a message."""
     command = [sys.executable, str(HERE / f"{name}.py"), *shlex.split(arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 1 and "Traceback" not in done.stderr:
@@ -115,17 +115,17 @@ def run(name: str, arguments: str) -> str:
 
 
 def replaced(page: str, name: str, text: str) -> str:
-    """Put a section in place of the one of the same name, or where it belongs, with the notes that were in it."""
-    head, sections = parted(page)
+    """Replace or insert a section of a page; the notes in it are kept."""
+    head, sections = split_sections(page)
     notes = _NOTES.findall(sections.get(name, "")) or [NOTE]
     sections[name] = "\n".join(["", text.strip(), "", "\n\n".join(notes), ""])
-    known = [*COMMANDS, *(found for found in sections if found not in COMMANDS)]
-    written = [f"## {found}\n{sections[found].rstrip()}\n" for found in known if found in sections]
-    return "\n".join([head.rstrip() + "\n", *written])
+    order = [*COMMANDS, *(title for title in sections if title not in COMMANDS)]
+    texts = [f"## {title}\n{sections[title].rstrip()}\n" for title in order if title in sections]
+    return "\n".join([head.rstrip() + "\n", *texts])
 
 
-def parted(page: str) -> tuple[str, dict[str, str]]:
-    """Take a page apart into its head and its sections by title; a title inside a note is none."""
+def split_sections(page: str) -> tuple[str, dict[str, str]]:
+    """Split a page into its head and its sections by title; titles inside notes do not count."""
     notes = [note.span() for note in _NOTES.finditer(page)]
     titles = [
         title for title in _TITLE.finditer(page) if not any(start < title.start() < stop for start, stop in notes)

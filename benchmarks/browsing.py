@@ -1,4 +1,4 @@
-"""What the benchmarks of the viewer share: a browser, the tests' pages that stand in for a notebook, the samples."""
+"""Shared by the benchmarks of the viewer: a browser, the test pages that replace a notebook, and the sample scenes."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ sys.path.append(str(_ROOT / "tests" / "widgets"))
 
 @contextmanager
 def browser() -> Iterator[Any]:
-    """Start a browser for as long as it is needed."""
+    """Start a browser, and close it at the end of the block."""
     import chromium
 
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
-        sys.exit('A browser is driven by playwright, which is not here: pip install -e ".[dev]"')
+        sys.exit('The package playwright, which controls the browser, is not installed: pip install -e ".[dev]"')
     path = chromium.found()
     if path is None:
-        sys.exit("There is no chromium on the path (nor named by CHROMIUM), so nothing can be looked at: make browser")
+        sys.exit("chromium is not found on the path, nor named by CHROMIUM: make browser")
     with sync_playwright() as running:
         started = chromium.launch(running, path)
         yield started

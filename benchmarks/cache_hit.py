@@ -1,9 +1,9 @@
-"""What an explanation costs that the cache holds, and what it would cost to compute: medians on this machine.
+"""The time of an explanation from the cache, and of computing it: medians on this machine.
 
     python benchmarks/cache_hit.py [--network timm/resnet50] [--threads N] [--repeats 9]
 
 One photo from its path, random weights, five methods, layers="stages". "first hit" is that of a process that has not
-read this photo before; "look" is the part of a hit that makes sure that nobody has written to the weights.
+read this photo before; "look" is the part of a hit that checks that the weights are unchanged.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def main() -> None:
             "hit": lambda: explain(model, photo, Path(folder) / "full"),
             "look": lambda: fingerprint(model.network),
         }
-        check(explain(model, photo, Path(folder) / "full"), explain(model, photo, Path(folder) / "full"))
+        check_same(explain(model, photo, Path(folder) / "full"), explain(model, photo, Path(folder) / "full"))
         report(options, measured(jobs, options.repeats))
 
 
 def draw(folder: Path) -> Path:
-    """Make a photo of the usual size: noise that a JPEG keeps some of, 640 x 480."""
+    """Write a photo of 640 x 480 with noise that survives JPEG compression."""
     noise = torch.randint(0, 256, (60, 80, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     Image.fromarray(noise.numpy()).resize((640, 480)).save(folder / "photo.jpg", quality=95)
     return folder / "photo.jpg"
@@ -67,23 +67,23 @@ def first(model: gl.models.classifiers.Classifier, photo: Path, cache: Path) -> 
     return explain(model, photo, cache)
 
 
-def check(made: gl.SaliencyMaps, found: gl.SaliencyMaps) -> None:
-    same = all(torch.equal(made[key], found[key]) for key in made.pairs) and list(made.targets) == list(found.targets)
-    if not same:
+def check_same(computed: gl.SaliencyMaps, cached: gl.SaliencyMaps) -> None:
+    same = all(torch.equal(computed[key], cached[key]) for key in computed.pairs)
+    if not same or list(computed.targets) != list(cached.targets):
         raise SystemExit("a hit is not what was computed")
 
 
 def measured(jobs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Give each job's median time in seconds; each runs many times in a row, as hits do."""
+    """Measure each job's median time in seconds, over many runs in a row."""
     times: dict[str, float] = {}
     for name, job in jobs.items():
-        found = []
+        seconds = []
         for turn in range(repeats if name.startswith("compute") else repeats * 10):
             begun = time.perf_counter()
             job()
             if turn:
-                found.append(time.perf_counter() - begun)
-        times[name] = statistics.median(found)
+                seconds.append(time.perf_counter() - begun)
+        times[name] = statistics.median(seconds)
     return times
 
 

@@ -1,14 +1,13 @@
-"""What an export costs beside the network's own work: the share of time outside forward and backward, and bytes.
+"""The overhead of an export: its share of time outside the forward and backward passes, and the size of its files.
 
     python benchmarks/export_overhead.py [--network resnet50] [--images 96] [--repeats 3]
 
-An image's cost is the difference of exports of all and of a third of the images; what is left of the smaller one is
-what an export costs once, to begin and to end. All times are processor time, which other work on the machine changes
-less than it changes the clock's.
+The cost per image is the difference between exports of all and of a third of the images; the rest of the smaller one
+is the cost per export. All times are processor times, which depend less on other work on the machine than wall times.
 
-The network's own work is the same batches through one forward and one backward pass from the score to the earliest
-layer, parameters frozen, on pixels that lie ready. An export reads JPEG photos of 500 x 375, explains them by 5 methods
-at 4 layers, and writes shards. The two take turns in one process. The sizes are of the file of the same images.
+The reference is one forward pass and one backward pass from the score to the earliest layer, for the same batches, with
+frozen parameters and prepared pixels. An export reads JPEG photos of 500 x 375, explains them by 5 methods at 4 layers,
+and writes shards. The two alternate in one process. The sizes are those of the file of the same images.
 """
 
 from __future__ import annotations
@@ -102,7 +101,7 @@ def run(model: Classifier, paths: list[str], output: Path, layers: tuple[str, ..
 
 
 def timed(job: Callable[[], object]) -> float:
-    """Give the processor time of a job, that of the processes that read ahead included."""
+    """Measure the processor time of a job, including that of its reader processes."""
     begun = spent()
     job()
     return spent() - begun

@@ -1,11 +1,11 @@
-"""What explaining needs in memory: the peak beside the bare pass, and what 1,000 explanations leave behind.
+"""The memory of an explanation: the peak relative to a bare pass, and the growth over 1,000 explanations.
 
     python benchmarks/memory.py [--network resnet50 vgg16 …] [--batch 1 8] [--explains 1000]
 
-Every job runs in a process of its own. The peak is of the process's resident memory (on a GPU, of what torch has
-allocated) above what it holds with the network made, its layers found and the pixels ready; all layers × all methods
-that apply anywhere, at their own resolution. Blocks of 64 kB and more are given back to the system at once, so that
-what is free does not count as used. Linux only.
+Every job runs in a process of its own. The peak is that of the process's resident memory (on a GPU, of the memory that
+torch has allocated), minus the memory before the job, when the network, its layers and the pixels are ready; all layers
+× all methods that apply at any layer, at their own resolution. Blocks of 64 kB and more are returned to the system at
+once, so that free memory is not counted. Linux only.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> None:
     made.add_argument("--job", choices=(*JOBS, GROWTH), help="one job of one network and batch, in this very process")
     options = made.parse_args()
     if options.device == "cpu" and not (STATUS.exists() and RESET.exists()):
-        sys.exit(f"The peak of resident memory is read in {STATUS}, which is not here.")
+        sys.exit(f"The peak of resident memory is read from {STATUS}, which does not exist here.")
     if options.job == GROWTH:
         print(growth(options))
     elif options.job:
@@ -64,7 +64,7 @@ def report(options: argparse.Namespace) -> None:
 
 
 def alone(job: str, name: str, batch: int, options: argparse.Namespace) -> int:
-    """Give the bytes that a job of a fresh process prints."""
+    """Run a job in a new process, and give the bytes that it prints."""
     command = [sys.executable, __file__, "--job", job, "--network", name, "--batch", str(batch)]
     command += ["--size", str(options.size), "--device", options.device, "--explains", str(options.explains)]
     command += ["--threads", str(options.threads or torch.get_num_threads())]
@@ -76,16 +76,16 @@ def alone(job: str, name: str, batch: int, options: argparse.Namespace) -> int:
 
 
 def peak(job: str, options: argparse.Namespace) -> int:
-    """Run one job twice, and give the peak of the second time: the first makes what is kept for good."""
+    """Run one job twice, and give the peak of the second run; the first allocates what is kept permanently."""
     (name,), (batch,) = options.network, options.batch
     torch.set_num_threads(options.threads or torch.get_num_threads())
     model, pixels = classifier(name, options.device, options.size), noise(batch, options.device, options.size)
     layers = outer_layers(model, name, options.size)
-    asked = [layer.name for layer in layers]
+    layer_names = [layer.name for layer in layers]
     jobs: dict[str, Job] = {
         JOBS[0]: floor(model.network, pixels, layers[0]),
         JOBS[1]: capture(model, pixels, layers),
-        JOBS[2]: partial(gl.explain, model, pixels, 0, methods=ANYWHERE, layers=asked, batch_size=batch),
+        JOBS[2]: partial(gl.explain, model, pixels, 0, methods=ANYWHERE, layers=layer_names, batch_size=batch),
     }
     jobs[job]()
     at_rest = _at_rest(options.device)
@@ -94,9 +94,9 @@ def peak(job: str, options: argparse.Namespace) -> int:
 
 
 def growth(options: argparse.Namespace) -> int:
-    """Explain a small network again and again, and give the bytes that are held then and were not before."""
-    seen = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()]
-    network = nn.Sequential(*seen, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    """Explain a small network repeatedly, and give the growth of memory in bytes."""
+    convolutions = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()]
+    network = nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
     torch.set_num_threads(1)
     model, pixels = gl.classifier(network.eval(), device=options.device), noise(2, options.device, 32)
     before = 0
@@ -108,7 +108,7 @@ def growth(options: argparse.Namespace) -> int:
 
 
 def _at_rest(device: str) -> int:
-    """Give the bytes that are held now, and begin a new peak."""
+    """Give the current memory in bytes, and reset the peak."""
     if device != "cpu":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -121,12 +121,12 @@ def _highest(device: str) -> int:
     return torch.cuda.max_memory_allocated(device) if device != "cpu" else _status("VmHWM")
 
 
-def _status(what: str) -> int:
-    """Read a figure of this process."""
-    found = re.search(rf"^{what}:\s+(\d+) kB$", STATUS.read_text(encoding="ascii"), re.MULTILINE)
-    if found is None:
-        sys.exit(f"{STATUS} says nothing of {what}.")
-    return int(found[1]) * 1024
+def _status(field: str) -> int:
+    """Read a field of /proc/self/status in bytes."""
+    match = re.search(rf"^{field}:\s+(\d+) kB$", STATUS.read_text(encoding="ascii"), re.MULTILINE)
+    if match is None:
+        sys.exit(f"{STATUS} has no field {field}.")
+    return int(match[1]) * 1024
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The networks of the benchmarks, with random weights, their outer layers, and the bare passes to compare with."""
+"""The networks of the benchmarks, with random weights, their outer layers, and the bare passes for comparison."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ __all__ = [
     "add_networks",
     "classifier",
     "floor",
+    "full_pass",
     "graph_from",
     "noise",
     "outer_layers",
-    "whole",
 ]
 
 # The stem and every block; without blocks, every ReLU and pooling.
@@ -56,7 +56,7 @@ def add_networks(parser: argparse.ArgumentParser, networks: Sequence[str], batch
 
 
 def classifier(name: str, device: str, size: int) -> Classifier:
-    """Make a network with random weights, frozen, in eval mode."""
+    """Create a network with random weights, frozen, in eval mode."""
     torch.manual_seed(0)
     network: nn.Module
     if name == "vit_small":
@@ -67,12 +67,12 @@ def classifier(name: str, device: str, size: int) -> Classifier:
 
 
 def noise(batch: int, device: str, size: int) -> Tensor:
-    """Make pixels [B,3,H,W], the same every time."""
+    """Create random pixels [B,3,H,W], the same every time."""
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def outer_layers(model: Classifier, name: str, size: int) -> list[Layer]:
-    """Give the stem and every block, or every ReLU and pooling, without what is inside them."""
+    """Give the stem and every block, or every ReLU and pooling, without the layers inside them."""
     return [
         layer
         for layer in model.layers((size, size))
@@ -81,35 +81,35 @@ def outer_layers(model: Classifier, name: str, size: int) -> list[Layer]:
 
 
 def floor(network: nn.Module, pixels: Tensor, first: Layer) -> Job:
-    """Make the floor: one forward pass, and one backward pass from a score to the earliest layer, weights frozen."""
+    """Create the bare pass: forward, and backward from a score to the earliest layer, with frozen weights."""
 
     def run() -> object:
         with preserved(network):
-            with graph_from(network, first) as begun:
+            with graph_from(network, first) as starts:
                 score = network(pixels)[:, 0].sum()
-            return torch.autograd.grad(score, begun)
+            return torch.autograd.grad(score, starts)
 
     return run
 
 
 @contextmanager
 def graph_from(trunk: nn.Module, first: Layer) -> Iterator[list[Tensor]]:
-    """Let autograd's graph begin at a layer; the list holds its output once the network has run."""
-    begun: list[Tensor] = []
+    """Begin autograd's graph at a layer; after a forward pass the list holds the output of the layer."""
+    starts: list[Tensor] = []
 
     def begin(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
-        begun.append(output.detach().requires_grad_())
-        return begun[-1].clone()
+        starts.append(output.detach().requires_grad_())
+        return starts[-1].clone()
 
     handle = trunk.get_submodule(first.name).register_forward_hook(begin)
     try:
-        yield begun
+        yield starts
     finally:
         handle.remove()
 
 
-def whole(network: nn.Module, pixels: Tensor) -> Job:
-    """Make the full pass: forward, and back from a score to the pixels, weights frozen."""
+def full_pass(network: nn.Module, pixels: Tensor) -> Job:
+    """Create the full pass: forward, and backward from a score to the pixels, with frozen weights."""
 
     def run() -> object:
         with preserved(network):

@@ -1,18 +1,18 @@
-"""What maps cost beside the bare pass: all layers, all methods, and what other libraries take for one method.
+"""The time of saliency maps relative to the bare pass: all layers, all methods, and other libraries for one method.
 
     python benchmarks/one_pass.py [--network resnet50 vgg16 …] [--batch 1 8] [--repeats 7]
 
 F_tap is one forward pass and one backward pass from a score to the earliest tapped layer, weights frozen; "full" goes
 back to the pixels. Layers are the stem and every block, or every ReLU and pooling; the combination is of the four
-deepest stages, and its own floor is the bare pass to the earliest of these. "Once per call" is what an explanation does
-beside its passes: the undo of the network's state, the look at the weights, the pictures of the pixels.
+deepest stages, and its own floor is the bare pass to the earliest of these. "Once per call" is the work of an
+explanation besides its passes: restoring the network's state, checking the weights, reading the images.
 """
 
 from __future__ import annotations
 
 import argparse
 
-from networks import ANYWHERE, NETWORKS, add_networks, classifier, floor, noise, outer_layers, whole
+from networks import ANYWHERE, NETWORKS, add_networks, classifier, floor, full_pass, noise, outer_layers
 from peers import peers
 from timing import Job, clock_of, measured, parser, settle, table
 from torch import Tensor
@@ -42,10 +42,10 @@ def compare(name: str, model: Classifier, pixels: Tensor, options: argparse.Name
     layers = outer_layers(model, name, options.size)
     names = [layer.name for layer in layers]
     others, left_out = peers(model.network, pixels, names, tokens=name.startswith("vit"))
-    found = measured(own(model, pixels, layers) | others, options.repeats, clock_of(options.device))
+    times = measured(own_jobs(model, pixels, layers) | others, options.repeats, clock_of(options.device))
     rows = [
-        (job, f"{found.seconds(job):.3f}", f"{found.ratio(job, FLOOR):.2f}", f"{found.ratio(job, FULL):.2f}")
-        for job in found.taken
+        (job, f"{times.seconds(job):.3f}", f"{times.ratio(job, FLOOR):.2f}", f"{times.ratio(job, FULL):.2f}")
+        for job in times.taken
     ]
     print(f"\n{name}, batch {len(pixels)}, turns: {options.repeats}\n", flush=True)
     print(table(("job", "s", "× F_tap", "× full"), rows), flush=True)
@@ -53,8 +53,8 @@ def compare(name: str, model: Classifier, pixels: Tensor, options: argparse.Name
         print("\n" + " ".join(left_out))
 
 
-def own(model: Classifier, pixels: Tensor, layers: list[Layer]) -> dict[str, Job]:
-    """Make the bare passes and our own jobs."""
+def own_jobs(model: Classifier, pixels: Tensor, layers: list[Layer]) -> dict[str, Job]:
+    """Create the bare passes and the jobs of this library."""
     names, count = [layer.name for layer in layers], len(layers)
     deepest = model.stages((pixels.shape[2], pixels.shape[3]))[-4:]
     stages = [stage.name for stage in deepest]
@@ -67,9 +67,9 @@ def own(model: Classifier, pixels: Tensor, layers: list[Layer]) -> dict[str, Job
     several = f"{len(ANYWHERE)} methods × {count} layers"
     return {
         FLOOR: floor(model.network, pixels, layers[0]),
-        FULL: whole(model.network, pixels),
+        FULL: full_pass(model.network, pixels),
         f"capture of {count} layers, no method": capture(model, pixels, layers),
-        "once per call": lambda: beside(model, pixels),
+        "once per call": lambda: run_once_per_call(model, pixels),
         f"1 method (grad_cam) × {count} layers": lambda: explain("grad_cam"),
         f"1 method (normgrad) × {count} layers": lambda: explain("normgrad"),
         several: explain,
@@ -82,8 +82,8 @@ def own(model: Classifier, pixels: Tensor, layers: list[Layer]) -> dict[str, Job
     }
 
 
-def beside(model: Classifier, pixels: Tensor) -> None:
-    """Do what a call does once, beside its passes."""
+def run_once_per_call(model: Classifier, pixels: Tensor) -> None:
+    """Do the work of a call besides its passes."""
     model.weights_sha256()
     model.read(pixels)
     with preserved(model.network):
@@ -91,7 +91,7 @@ def beside(model: Classifier, pixels: Tensor) -> None:
 
 
 def capture(model: Classifier, pixels: Tensor, layers: list[Layer]) -> Job:
-    """Take activation and gradient of all layers, and keep them."""
+    """Create the job that records activation and gradient of all layers."""
     objective, targets = model.objective(0), [[Target("class", 0, "")]] * len(pixels)
 
     def run() -> object:

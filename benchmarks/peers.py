@@ -1,4 +1,4 @@
-"""Other libraries doing the same job: one method at many layers, each as fast as it can be asked for."""
+"""Other libraries for the same task: one method at many layers, each in its fastest form."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Jobs = dict[str, Job]
 
 
 def peers(network: nn.Module, pixels: Tensor, layers: list[str], *, tokens: bool) -> tuple[Jobs, list[str]]:
-    """Make the jobs of the libraries that are here, and a sentence for each one that is left out.
+    """Create the jobs of the installed libraries, and a sentence for each library that is left out.
 
-    tokens: the layers give a class token and a square of tokens [B,1+N,C]. The weights must be frozen; the pixels want
-    a gradient, which is the least that these libraries can do with.
+    tokens: the layers output a class token and a square of tokens [B,1+N,C]. The weights must be frozen; the pixels
+    require a gradient, because these libraries need one.
     """
     jobs: Jobs = {}
     left_out: list[str] = []
@@ -26,7 +26,7 @@ def peers(network: nn.Module, pixels: Tensor, layers: list[str], *, tokens: bool
         if importlib.util.find_spec(package) is None:
             left_out.append(f'{name} is not installed (`pip install -e ".[bench]"`), so it is left out.')
         elif tokens and make is _captum:
-            left_out.append(f"{name} knows no way to lay tokens out as a map, so it is left out.")
+            left_out.append(f"{name} cannot convert tokens to a map, so it is left out.")
         else:
             jobs |= make(network, pixels, layers, _grid if tokens else None)
     return jobs, left_out
@@ -38,14 +38,14 @@ Reshape = Callable[[Tensor], Tensor] | None
 def _captum(network: nn.Module, pixels: Tensor, layers: list[str], _reshape: Reshape) -> Jobs:
     from captum.attr import LayerGradCam, LayerGradientXActivation
 
-    # Its Grad-CAM takes one layer at a time; gradient × activation, which it leaves to be summed, takes a list.
+    # Its Grad-CAM takes one layer at a time; gradient × activation, without the sum, takes a list.
     modules = [network.get_submodule(name) for name in layers]
     several, each = LayerGradientXActivation(network, modules), [LayerGradCam(network, module) for module in modules]
     listed = f"Captum, list: gradient × activation × {len(layers)} layers"
-    jobs: Jobs = {listed: lambda: [found.sum(1) for found in several.attribute(pixels, target=0)]}
+    jobs: Jobs = {listed: lambda: [layer_map.sum(1) for layer_map in several.attribute(pixels, target=0)]}
     if len(pixels) == 1:
         one_by_one = f"Captum, one by one: Grad-CAM × {len(layers)} layers"
-        jobs[one_by_one] = lambda: [one.attribute(pixels, target=0) for one in each]
+        jobs[one_by_one] = lambda: [grad_cam.attribute(pixels, target=0) for grad_cam in each]
     return jobs
 
 
@@ -80,7 +80,7 @@ _LIBRARIES: tuple[tuple[str, str, Callable[[nn.Module, Tensor, list[str], Reshap
 
 
 def _grid(tokens: Tensor) -> Tensor:
-    """Lay tokens [B,1+N,C] out as a map [B,C,h,w], without the class token."""
+    """Convert tokens [B,1+N,C] to a map [B,C,h,w], without the class token."""
     side = math.isqrt(tokens.shape[1] - 1)
     grid: Tensor = tokens[:, 1:].transpose(1, 2).unflatten(2, (side, side))
     return grid

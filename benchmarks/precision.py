@@ -1,10 +1,10 @@
-"""What bfloat16 costs and loses: time beside float32, and Spearman's ρ of each method's maps with those in float32.
+"""The time and accuracy of bfloat16: time relative to float32, and Spearman's ρ of its maps with those in float32.
 
     python benchmarks/precision.py [--network resnet50 …] [--batch 8] [--images 16] [--repeats 3]
 
-All methods that apply anywhere, at "stages". ρ is of a map's values at its own resolution, over all layers and images:
-the bundled network of the scenes on held-out scenes, each asked of its first class, and networks with random weights
-on noise. A map that is the same everywhere has no ρ and does not count.
+All methods that apply at any layer, at "stages". ρ is computed from the values of a map at its own resolution, over all
+layers and images: for the bundled scenes network on held-out scenes with their top class as target, and for networks
+with random weights on noise. A constant map has no ρ and is not counted.
 """
 
 from __future__ import annotations
@@ -43,37 +43,40 @@ def speed(options: argparse.Namespace) -> None:
         for batch in options.batch:
             pixels = noise(batch, options.device, options.size)
             jobs = {kind: partial(explain, model, pixels, kind) for kind in PRECISIONS}
-            found = measured(jobs, options.repeats, clock_of(options.device))
-            seconds = [f"{found.seconds(kind):.3f}" for kind in PRECISIONS]
-            rows.append((name, str(batch), *seconds, f"{found.ratio('bf16', 'float32'):.2f}"))
+            times = measured(jobs, options.repeats, clock_of(options.device))
+            seconds = [f"{times.seconds(kind):.3f}" for kind in PRECISIONS]
+            rows.append((name, str(batch), *seconds, f"{times.ratio('bf16', 'float32'):.2f}"))
     print(f"\n{len(ANYWHERE)} methods at stages, turns: {options.repeats}\n")
     print(table(("network", "batch", "float32, s", "bf16, s", "bf16 × float32"), rows), flush=True)
 
 
 def agreement(options: argparse.Namespace) -> None:
-    """Compare the maps of both precisions, network by network."""
+    """Compare the maps of both precisions for every network."""
     scenes = gl.classifier("scenes", device=options.device)
     photos = scenes.pixels([draw(seed).image for seed in HELD_OUT[: options.images]])
-    first = [found[0].index for found in scenes.predict(photos, top=1)]
-    asked = {"scenes": correlations(scenes, photos, first)}
+    top_classes = [predictions[0].index for predictions in scenes.predict(photos, top=1)]
+    by_network = {"scenes": correlations(scenes, photos, top_classes)}
     for name in RANDOM:
         if name in options.network:
             model = classifier(name, options.device, options.size)
-            asked[name] = correlations(model, noise(options.images, options.device, options.size), 0)
+            by_network[name] = correlations(model, noise(options.images, options.device, options.size), 0)
     rows = [
-        (name, method, f"{values.nanmean():.4f}", f"{values[~values.isnan()].min():.4f}" if known(values) else "–")
-        for name, found in asked.items()
-        for method, values in found.items()
+        (name, method, f"{values.nanmean():.4f}", f"{values[~values.isnan()].min():.4f}" if is_defined(values) else "–")
+        for name, by_method in by_network.items()
+        for method, values in by_method.items()
     ]
     print(f"\nSpearman's ρ of bf16 with float32, {options.images} images\n")
     print(table(("network", "method", "mean", "least"), rows))
-    means = {name: {at: float(v.nanmean()) for at, v in found.items() if known(v)} for name, found in asked.items()}
-    worst = [f"{min(found, key=found.__getitem__)} ({name})" for name, found in means.items()]
+    means = {
+        name: {method: float(values.nanmean()) for method, values in by_method.items() if is_defined(values)}
+        for name, by_method in by_network.items()
+    }
+    worst = [f"{min(mean, key=mean.__getitem__)} ({name})" for name, mean in means.items()]
     print(f"\nBy the mean, {', '.join(worst)} loses most.")
 
 
 def correlations(model: Classifier, pixels: Tensor, target: int | list[int]) -> dict[str, Tensor]:
-    """Give ρ of every map with its other self, by method."""
+    """Compute ρ of every map in both precisions, by method."""
     exact, rough = (explain(model, pixels, kind, target) for kind in PRECISIONS)
     return {
         method: torch.cat(
@@ -87,7 +90,7 @@ def correlations(model: Classifier, pixels: Tensor, target: int | list[int]) -> 
     }
 
 
-def known(values: Tensor) -> bool:
+def is_defined(values: Tensor) -> bool:
     return not bool(values.isnan().all())
 
 

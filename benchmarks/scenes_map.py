@@ -1,4 +1,4 @@
-"""Mean average precision of the bundled scenes classifier on held-out scenes, the figure that the README gives.
+"""Mean average precision of the bundled scenes classifier on held-out scenes, the number in the README.
 
 python benchmarks/scenes_map.py [--count 2000]
 """
@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=2000, help="held-out scenes to draw (default: 2000)")
     count = parser.parse_args().count
     if count < 1:
-        parser.error(f"--count takes 1 or more; got {count}")
+        parser.error(f"--count must be 1 or more; got {count}")
     mean, each = mean_average_precision(load_bundled(), HELD_OUT[:count], progress=sys.stderr.isatty())
     print("class      average precision")
     for name, value in each.items():

@@ -1,4 +1,4 @@
-"""Pictures of the viewer for the documents: a classifier, a caption's words, four panes, as a browser shows them.
+"""Screenshots of the viewer for the documentation: a classifier, the words of a caption, four panes.
 
 python benchmarks/screenshots.py [--out docs]
 """
@@ -19,7 +19,7 @@ from PIL import Image
 import gradlight as gl
 
 WIDTH = 1040
-MOST_BYTES = 300_000
+MAX_BYTES = 300_000
 COMBINED = ["layer3.0", "layer4.0", "layer4"]
 BLOCKS = [f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1)]
 
@@ -31,9 +31,9 @@ def main() -> None:
     torch.manual_seed(0)
     with browser() as running:
         for name, (make, scheme, sharpness) in PICTURES.items():
-            picture = small(look(running, make(), scheme, sharpness))
-            if len(picture) > MOST_BYTES:
-                sys.exit(f"{name}.png would have {len(picture)} bytes; the documents take {MOST_BYTES}.")
+            picture = reduce_colours(take_screenshot(running, make(), scheme, sharpness))
+            if len(picture) > MAX_BYTES:
+                sys.exit(f"{name}.png would have {len(picture)} bytes; the documents take {MAX_BYTES}.")
             (out / f"{name}.png").write_bytes(picture)
             print(f"{out / name}.png: {len(picture) / 1000:.0f} kB")
 
@@ -47,9 +47,9 @@ def classifier() -> gl.Viewer:
 def words() -> gl.Viewer:
     model, photo = gl.captioner("scenes"), SCENES / "scene_2.png"
     layers = [layer.name for layer in model.layers() if layer.name in BLOCKS]
-    said = " ".join(model.caption(photo)[0].words)
-    asked = said.replace("orange star", "[orange star]")
-    return gl.view(model, photo, asked, layers=layers, layer="layer4.0")
+    caption = " ".join(model.caption(photo)[0].words)
+    target = caption.replace("orange star", "[orange star]")
+    return gl.view(model, photo, target, layers=layers, layer="layer4.0")
 
 
 def compared() -> gl.Viewer:
@@ -59,7 +59,7 @@ def compared() -> gl.Viewer:
     )
 
 
-# What is shown, the theme, and the pixels of the picture for each of the page.
+# Name → the viewer, the theme, and the pixels of the picture per pixel of the page.
 PICTURES: dict[str, tuple[Callable[[], gl.Viewer], str, float]] = {
     "viewer": (classifier, "light", 1.5),
     "viewer-words": (words, "dark", 1.25),
@@ -67,8 +67,8 @@ PICTURES: dict[str, tuple[Callable[[], gl.Viewer], str, float]] = {
 }
 
 
-def look(running: Any, viewer: gl.Viewer, scheme: str, sharpness: float) -> bytes:
-    """Photograph a viewer on an empty page."""
+def take_screenshot(running: Any, viewer: gl.Viewer, scheme: str, sharpness: float) -> bytes:
+    """Take a screenshot of a viewer on an empty page."""
     from bare_page import BarePage
 
     size = {"width": WIDTH + 16, "height": 900}
@@ -81,13 +81,13 @@ def look(running: Any, viewer: gl.Viewer, scheme: str, sharpness: float) -> byte
     return taken
 
 
-def small(picture: bytes) -> bytes:
-    """Write a picture with few colours: a third of the bytes, and no difference to the eye."""
+def reduce_colours(picture: bytes) -> bytes:
+    """Encode a picture with few colours: a third of the bytes, without a visible difference."""
     stream = io.BytesIO()
-    found = Image.open(io.BytesIO(picture)).convert("RGB")
-    # Only towards given colours does Pillow spread what is lost, and a map's colours stay smooth.
-    colours = found.quantize(256, Image.Quantize.MAXCOVERAGE)
-    found.quantize(palette=colours, dither=Image.Dither.FLOYDSTEINBERG).save(stream, "PNG", optimize=True)
+    image = Image.open(io.BytesIO(picture)).convert("RGB")
+    # Pillow dithers only towards a given palette, and with dithering the colours of a map stay smooth.
+    colours = image.quantize(256, Image.Quantize.MAXCOVERAGE)
+    image.quantize(palette=colours, dither=Image.Dither.FLOYDSTEINBERG).save(stream, "PNG", optimize=True)
     return stream.getvalue()
 
 

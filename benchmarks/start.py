@@ -1,8 +1,8 @@
-"""How long it takes until something happens: imports, the command line's help, and the first explanation.
+"""The start time of imports, the command line's help, and the first explanation.
 
     python benchmarks/start.py [--repeats 5]
 
-Processor time of whole processes, which take turns; the first turn does not count.
+Processor time of complete processes, which alternate; the first run of each is not counted.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ def main() -> None:
     options = made.parse_args()
     settle(options)
     jobs: dict[str, Job] = {name: partial(run, code) for name, code in CODE.items()}
-    found = measured(jobs, options.repeats, clock=children)
+    times = measured(jobs, options.repeats, clock=children)
     print(f"\nturns: {options.repeats}\n")
-    print(table(("process", "s", "s beyond bare python"), rows(found)))
+    print(table(("process", "s", "s beyond bare python"), rows(times)))
 
 
-def rows(found: Times) -> list[tuple[str, ...]]:
-    bare = found.seconds(BARE)
-    return [(name, f"{found.seconds(name):.3f}", f"{found.seconds(name) - bare:.3f}") for name in found.taken]
+def rows(times: Times) -> list[tuple[str, ...]]:
+    bare = times.seconds(BARE)
+    return [(name, f"{times.seconds(name):.3f}", f"{times.seconds(name) - bare:.3f}") for name in times.taken]
 
 
 def run(code: str) -> None:

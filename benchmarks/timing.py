@@ -1,8 +1,8 @@
-"""What the benchmarks share: jobs that take turns on the clock, Markdown tables, and the machine in one line.
+"""Shared by the benchmarks: timing of jobs that alternate, Markdown tables, and a description of the machine.
 
-The clock is the processor time of the whole process, which other work on the machine changes less than it changes the
-wall's; on a GPU it is the wall's, after everything has come to an end. Set OMP_WAIT_POLICY=PASSIVE (as `bench.py`
-does): threads that wait by spinning count as work.
+The clock is the processor time of the process, which depends less on other work on the machine than wall time; on a GPU
+it is the wall time after synchronisation. Set OMP_WAIT_POLICY=PASSIVE (as `bench.py` does): threads that wait by
+spinning count as work.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MACHINE = "Machine: "
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of each job, turn by turn."""
+    """Seconds of each job, one per repeat."""
 
     taken: Mapping[str, Sequence[float]]
 
@@ -40,14 +40,14 @@ class Times:
         return statistics.median(self.taken[job])
 
     def ratio(self, job: str, floor: str, *, beyond: str | None = None) -> float:
-        """Give the median of the ratios of two jobs, turn by turn; beyond: a job whose time is first taken off both."""
-        off = self.taken[beyond] if beyond else [0.0] * len(self.taken[job])
-        pairs = zip(self.taken[job], self.taken[floor], off, strict=True)
-        return statistics.median((own - less) / (other - less) for own, other, less in pairs)
+        """Give the median ratio of two jobs over the repeats; beyond: a job whose time is subtracted from both."""
+        offsets = self.taken[beyond] if beyond else [0.0] * len(self.taken[job])
+        repeats = zip(self.taken[job], self.taken[floor], offsets, strict=True)
+        return statistics.median((seconds - offset) / (base - offset) for seconds, base, offset in repeats)
 
 
 def measured(jobs: Mapping[str, Job], repeats: int, clock: Clock = time.process_time) -> Times:
-    """Time jobs that take turns, so that what slows the machine slows all; each first runs once uncounted."""
+    """Time jobs that alternate, so that other work slows all of them; the first run of each is not counted."""
     for job in jobs.values():
         job()
     taken: dict[str, list[float]] = {name: [] for name in jobs}
@@ -62,7 +62,7 @@ def measured(jobs: Mapping[str, Job], repeats: int, clock: Clock = time.process_
 
 @contextmanager
 def _little_garbage() -> Iterator[None]:
-    """Keep Python from looking through everything there is, once in a while, on some job's time."""
+    """Keep the garbage collector from scanning all existing objects during a job."""
     gc.collect()
     gc.freeze()
     try:
@@ -74,11 +74,11 @@ def _little_garbage() -> Iterator[None]:
 def clock_of(device: str) -> Clock:
     """Give the clock for work on a device."""
 
-    def after_everything() -> float:
+    def synchronised_clock() -> float:
         torch.cuda.synchronize(device)
         return time.perf_counter()
 
-    return time.process_time if device == "cpu" else after_everything
+    return time.process_time if device == "cpu" else synchronised_clock
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -89,14 +89,14 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def machine(device: str = "cpu") -> str:
     """Describe what a benchmark runs on: processor, threads, versions, and how busy it is now."""
-    parts = [f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"]
+    descriptions = [f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"]
     if device != "cpu":
-        parts.append(torch.cuda.get_device_name(device))
+        descriptions.append(torch.cuda.get_device_name(device))
     packages = ("torch", "torchvision", "timm", "captum", "grad-cam", "torchcam")
-    parts.append(", ".join([f"Python {platform.python_version()}", *filter(None, map(_version, packages))]))
-    parts.append(f"OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY', '')}")
-    parts.append(f"load {', '.join(f'{load:.1f}' for load in os.getloadavg())} in the last 1, 5, 15 minutes")
-    return f"{MACHINE}{'; '.join(parts)}."
+    descriptions.append(", ".join([f"Python {platform.python_version()}", *filter(None, map(_version, packages))]))
+    descriptions.append(f"OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY', '')}")
+    descriptions.append(f"load {', '.join(f'{load:.1f}' for load in os.getloadavg())} in the last 1, 5, 15 minutes")
+    return f"{MACHINE}{'; '.join(descriptions)}."
 
 
 def _processor() -> str:
@@ -114,7 +114,7 @@ def _version(package: str) -> str | None:
 
 
 def parser(doc: str | None, repeats: int) -> argparse.ArgumentParser:
-    """Make a parser of the options that every benchmark has; doc: the benchmark's own docstring."""
+    """Create a parser with the options of every benchmark; doc: the docstring of the benchmark."""
     made = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     made.add_argument("--repeats", type=_positive, default=repeats, help="turns that count (default: %(default)s)")
     made.add_argument("--threads", type=_positive, default=None, help="threads of torch (default: as torch chooses)")
@@ -124,7 +124,7 @@ def parser(doc: str | None, repeats: int) -> argparse.ArgumentParser:
 
 
 def settle(options: argparse.Namespace) -> None:
-    """Do as the shared options say, and print the machine."""
+    """Apply the shared options, and print the machine."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)

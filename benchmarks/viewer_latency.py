@@ -1,11 +1,11 @@
-"""What the viewer costs: key to pixels, bytes for each change, frames kept, the first payload, a large file's opening.
+"""The latency of the viewer: key to pixels, bytes per change, frames shown, first payload, opening of a large file.
 
     python benchmarks/viewer_latency.py [--busy 2] [--keys 60]
 
 17 layers × 5 methods of a ResNet-50 on a photo of 640 × 480, on a bare page and in JupyterLab, while as many processes
-as --busy says keep the machine's cores busy. A key's time runs from the browser's time stamp of the key to the end of
-the frame in which the map was drawn. Bytes are those when the hand rests after every key: on the page of JSON, in
-JupyterLab of everything on the wire. Fast keys come as those of a key that is held down.
+as --busy says keep the cores busy. The time of a key is from its time stamp in the browser to the end of the frame in
+which the map was drawn. Bytes are measured with a pause after every key: on the page of the JSON, in JupyterLab of all
+frames of the connection. Fast keys have the rate of a key that is held down.
 """
 
 from __future__ import annotations
@@ -106,9 +106,9 @@ def on_a_bare_page(running: Any, viewer: gl.Viewer, keys: int) -> dict[str, str]
         back = sum(len(json.dumps(data)) + sum(map(len, buffers)) for data, buffers in shown._waiting.queue)
         return sum(map(len, shown.to_python)), back
 
-    found = pressed(page, keys, passed)
+    results = press_keys(page, keys, passed)
     page.close()
-    return found
+    return results
 
 
 def in_jupyterlab(running: Any, folder: Path, photo: Path, keys: int) -> dict[str, str]:
@@ -125,9 +125,9 @@ def in_jupyterlab(running: Any, folder: Path, photo: Path, keys: int) -> dict[st
         server.write("viewer.ipynb", f"import gradlight as gl\ngl.view({made})")
         book = lab.Notebook(page, server, "viewer.ipynb")
         book.run(300)
-        found = pressed(page, keys, lambda: (sum(sent), sum(received)))
+        results = press_keys(page, keys, lambda: (sum(sent), sum(received)))
         book.close()
-        return found
+        return results
     finally:
         server.stop()
 
@@ -136,8 +136,8 @@ def count_frames(event: str, sizes: list[int], wire: Any) -> None:
     wire.on(event, lambda frame: sizes.append(len(frame)))
 
 
-def pressed(page: Any, keys: int, passed: Callable[[], tuple[int, int]]) -> dict[str, str]:
-    """Press keys one by one and then fast; passed: the bytes that have gone to Python so far, and that have come."""
+def press_keys(page: Any, keys: int, passed: Callable[[], tuple[int, int]]) -> dict[str, str]:
+    """Press keys one by one and then fast; passed: gives the bytes sent to Python so far, and received from it."""
     slider = page.locator(".gradlight").get_by_label("Layer")
     slider.focus()
     page.wait_for_timeout(1000)
@@ -166,27 +166,27 @@ def pressed(page: Any, keys: int, passed: Callable[[], tuple[int, int]]) -> dict
 
 
 def sweep(keys: int) -> Iterator[str]:
-    """Give keys that go from the last layer to the first and back, again and again."""
+    """Give keys that go from the last layer to the first and back, repeatedly."""
     steps = len(LAYERS) - 1
     return islice(cycle(["ArrowLeft"] * steps + ["ArrowRight"] * steps), keys)
 
 
 def payload(viewer: gl.Viewer) -> dict[str, str]:
-    """Measure what a page is sent before it shows anything."""
+    """Measure the data that a page receives before it shows anything."""
     state = viewer.get_state()
     packed = {name: len(value) for name, value in state.items() if isinstance(value, (bytes, memoryview))}
     words = json.dumps({name: value for name, value in state.items() if name not in packed})
-    whole = (sum(packed.values()) + len(words.encode())) / 1000
-    parts = f"maps {packed['_maps'] / 1000:.0f}, photo {packed['_photo'] / 1000:.0f}"
+    kilobytes = (sum(packed.values()) + len(words.encode())) / 1000
+    details = f"maps {packed['_maps'] / 1000:.0f}, photo {packed['_photo'] / 1000:.0f}"
     pairs = f"{len(LAYERS)} layers × {len(viewer.maps.methods)} methods"
     return {
-        f"first payload, {pairs} (kB)": f"{whole:.0f} ({parts})",
+        f"first payload, {pairs} (kB)": f"{kilobytes:.0f} ({details})",
         "of it the program (bytes)": f"{len(program().encode()):,}",
     }
 
 
 def opening(path: Path) -> str:
-    """Time the opening of a file of many images, that was just written."""
+    """Write a file of many images, and time its opening."""
     size, view_of = (160, 160), View.whole((160, 160), (160, 160))
     photos = [Photo(f"scenes:{number}", "0" * 64, *size, view_of) for number in range(MANY)]
     targets = [[Target("class", number % 7, f"class {number % 7}", 1.0)] for number in range(MANY)]
@@ -204,7 +204,7 @@ def opening(path: Path) -> str:
 def report(pages: dict[str, dict[str, str]], once: dict[str, str]) -> None:
     print(f"| | {' | '.join(pages)} |\n|---|{'---|' * len(pages)}")
     for name in next(iter(pages.values())):
-        print(f"| {name} | {' | '.join(found[name] for found in pages.values())} |")
+        print(f"| {name} | {' | '.join(results[name] for results in pages.values())} |")
     for name, value in once.items():
         print(f"| {name} | {value} |{' |' * (len(pages) - 1)}")
 

@@ -1,12 +1,12 @@
-"""Explain one photo by every family of timm and every classifier of torchvision, and write down what came of it.
+"""Explain one photo with every family of timm and every classifier of torchvision, and write a table of the results.
 
     python benchmarks/zoo.py [--only 'timm/vit*'] [--resume] [--jobs 2] [--photo PATH] [--out docs/zoo.md]
 
 Of each timm module the classification variant with the fewest parameters (timm's miniatures for its own tests, test_*,
-left out), of torchvision all; random weights of a fixed seed, a photo (the portrait that comes with matplotlib, unless
-told otherwise) at the network's own size. What is held of the maps, and what is done to the weights before, is in
-zoo_check.py. Each network runs in a process of its own. --only and --resume keep the table's other rows; --resume runs
-only what is not there or has not passed.
+left out), of torchvision all; random weights of a fixed seed, a photo (by default the portrait that comes with
+matplotlib) at the network's own size. The requirements on the maps, and the changes to the weights before, are in
+zoo_check.py. Each network runs in a process of its own. --only and --resume keep the other rows of the table; --resume
+runs only networks that are not in the table or have not passed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from zoo_check import checked
 
 ROOT = Path(__file__).resolve().parents[1]
 PHOTO = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
-LONGEST = 1200
+TIMEOUT_SECONDS = 1200
 TITLES = ["network", "family", "layers", "stages", "maps", "find s", "explain s", "status"]
 
 
@@ -50,7 +50,7 @@ def main() -> None:
     begun = time.perf_counter()
     with ThreadPoolExecutor(options.jobs) as pool:
         wanted = (name for name in networks(options.only) if not (options.resume and passed(rows.get(name))))
-        runs = {pool.submit(apart, name, options): name for name in wanted}
+        runs = {pool.submit(run_in_process, name, options): name for name in wanted}
         for count, run in enumerate(as_completed(runs), start=1):
             row = rows[runs[run]] = run.result()
             print(f"[{count}/{len(runs)}, {time.perf_counter() - begun:.0f} s] {row[0]}: {row[-1]}", flush=True)
@@ -85,20 +85,20 @@ def smallest(module: str) -> str | None:
     return min(sizes, key=lambda name: (sizes[name], name)) if sizes else None
 
 
-def apart(name: str, options: argparse.Namespace) -> list[str]:
-    """Check a network in a process of its own, so that its memory is gone afterwards; a crash is a row, too."""
-    # As many threads as there are cores for it, none of which spins while it waits: others work here, too.
+def run_in_process(name: str, options: argparse.Namespace) -> list[str]:
+    """Check a network in a process of its own, so that its memory is released afterwards; a crash gives a row, too."""
+    # As many threads as there are cores for it; they must not spin while they wait, because other jobs need the cores.
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // options.jobs)))
-    surroundings = {**os.environ, "OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
     command = [sys.executable, __file__, "--network", name, "--photo", str(options.photo)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST, env=surroundings)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, env=environment)
         row: list[str] = json.loads(done.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired:
-        return failed(name, f"took more than {LONGEST} s")
+        return failed(name, f"took more than {TIMEOUT_SECONDS} s")
     except (IndexError, json.JSONDecodeError):
-        said = (done.stderr.strip().splitlines() or [""])[-1]
-        return failed(name, f"the process ended with {done.returncode}: {said}")
+        last_line = (done.stderr.strip().splitlines() or [""])[-1]
+        return failed(name, f"the process ended with {done.returncode}: {last_line}")
     return row
 
 
@@ -121,9 +121,9 @@ def row_of(name: str, photo: Path) -> list[str]:
     warnings.simplefilter("ignore")
     try:
         return [name, family(name), *checked(name, photo)]
-    except Exception as error:  # whatever a network does is a row of the table
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        return failed(name, f"{type(error).__name__} ({Path(place.filename).name}:{place.lineno}): {error}")
+    except Exception as error:  # any failure of a network is a row of the table
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        return failed(name, f"{type(error).__name__} ({Path(frame.filename).name}:{frame.lineno}): {error}")
 
 
 def passed(row: list[str] | None) -> bool:
@@ -131,7 +131,7 @@ def passed(row: list[str] | None) -> bool:
 
 
 def read_rows(path: Path) -> dict[str, list[str]]:
-    """Read a table that this program has written; none is an empty one."""
+    """Read a table that this program has written; a missing file gives an empty one."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     cells = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines]
     return {row[0]: row for row in cells if len(row) == len(TITLES) and row[0].startswith(("timm/", "torchvision/"))}
@@ -153,15 +153,15 @@ ABOUT = """
 Written by `python benchmarks/zoo.py`: the smallest classifier of every timm module (its miniatures `test_*` left out),
 and every classifier of torchvision, with zero configuration, `layers="stages"`. Weights are random (fixed seed);
 parameters that are all zero before training get small noise (scales of norms: one), because no gradient passes them,
-and batch norms the statistics of the photo. So this table tells that maps are computed rightly, not that they are good.
-Passes: every named method that applies gives finite maps that vary
-over the image, on the layer's own grid, the same in a batch of two as alone, and the network is afterwards bit for bit
-as it was. `cam` is asked where it is defined (before the mean that one linear layer reads), `normgrad_real` where the
-stage is itself a layer with weights. Flat by construction: before a mean over the image `gradient` and `gradient_sum`
-are one number everywhere (and `normgrad`, where a norm has made all activations equally long), and the ReLU of
-`grad_cam` may leave nothing of an untrained network. Nothing but rounding: before a LayerNorm of equal scales the
-gradients of one place add up to 0, and so do gradients times activations. maps: how many pairs of method and layer.
-find s, explain s: seconds to find the layers (once), and for all maps of one image.
+and batch norms the statistics of the photo. So this table shows that maps are computed correctly, not that they are
+good. Passes: every named method that applies gives finite maps that vary over the image, on the layer's own grid, the
+same in a batch of two as alone, and the network is unchanged bit for bit afterwards. `cam` is computed where it is
+defined (before the mean that is the input of the only linear layer), `normgrad_real` where the stage is itself a layer
+with weights. Flat by construction: before a mean over the image, `gradient` and `gradient_sum` are constant (and
+`normgrad`, where a norm layer has made the norms of all activations equal), and the ReLU of `grad_cam` may give only
+zeros for an untrained network. Nothing but rounding: before a LayerNorm with equal scales, the gradients at one
+location add up to 0, and so do gradients times activations. maps: the number of pairs of method and layer. find s,
+explain s: seconds to find the layers (once), and for all maps of one image.
 """
 
 

@@ -1,8 +1,8 @@
-"""What is held of a network's maps in the sweep of the zoo: finite, not flat, in a batch as alone, all left untouched.
+"""Checks of a network's maps in the zoo: finite, not flat, the same in a batch as alone, and the network unchanged.
 
-Parameters that are zero before training (heads, the last scale of a residual branch) stop the gradient: they get small
-seeded noise, the scales of norms one; and batch norms get the statistics of the photo, without which deep networks fade
-to one number.
+Parameters that are zero before training (heads, the last scale of a residual branch) stop the gradient: they are set to
+small seeded noise, or one for the scales of norms. Batch norms get the statistics of the photo, without which the
+activations of deep networks vanish.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ WEIGHTED = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
 
 
 def checked(name: str, photo: Path) -> list[str]:
-    """Explain the photo and its mirror image by a network, and raise for the first thing that is not as promised.
+    """Explain the photo and its mirror image with a network; raises GradlightError for the first check that fails.
 
-    Gives the cells of its row: how many layers, the stages, how many maps, seconds to find and to explain, the status.
+    Returns the cells of its row: number of layers, stages, number of maps, seconds to find and to explain, status.
     """
     torch.manual_seed(0)
     model = gl.classifier(name, pretrained=False, device="cpu")
@@ -41,25 +41,25 @@ def checked(name: str, photo: Path) -> list[str]:
     before = state(model.network)
     begun = time.perf_counter()
     stages = model.stages()
-    found = time.perf_counter() - begun
+    find_seconds = time.perf_counter() - begun
     begun = time.perf_counter()
     maps, alone, refused = explained(model, pictures, stages)
-    took = (time.perf_counter() - begun) / (2 * len(pictures))
-    require(state(model.network) == before, "the network is not as it was")
+    explain_seconds = (time.perf_counter() - begun) / (2 * len(pictures))
+    require(state(model.network) == before, "the network has changed")
     notes = [*refused, *judged(maps, stages)]
     if different(maps, alone, stages):
-        # At the kinks of an activation rounding decides; what is wrong in itself is wrong in double precision, too.
+        # At the kinks of an activation rounding decides; a real fault shows in double precision, too.
         model.network.double()
         wrong = different(*explained(model, pictures, stages)[:2], stages)
         require(not wrong, f"{', '.join(wrong)} differ in a batch from alone")
         notes.append("in a batch as alone in float64, where float32 rounds too much")
     ladder = "<br>".join(f"{layer.name} {layer.size[0]}×{layer.size[1]}" for layer in stages)
     status = "; ".join(["passes", *notes])
-    return [str(len(model.layers())), ladder, str(len(maps)), f"{found:.1f}", f"{took:.1f}", status]
+    return [str(len(model.layers())), ladder, str(len(maps)), f"{find_seconds:.1f}", f"{explain_seconds:.1f}", status]
 
 
 def awaken(network: nn.Module) -> None:
-    """Give parameters that are all zero small noise, and the scales of norms that are, one."""
+    """Set parameters that are all zero to small noise, and zero scales of norms to one."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -70,7 +70,7 @@ def awaken(network: nn.Module) -> None:
 
 
 def settle(network: nn.Module, pixels: Tensor) -> None:
-    """Give batch norms the statistics of the pixels: with those of nothing the numbers of deep networks fade away."""
+    """Set the statistics of batch norms to those of the pixels; without them activations of deep networks vanish."""
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -82,7 +82,7 @@ def settle(network: nn.Module, pixels: Tensor) -> None:
 
 
 def state(network: nn.Module) -> tuple[Any, ...]:
-    """Give everything of a network that an explanation must leave alone: numbers, flags, gradients, hooks."""
+    """Give all of a network that an explanation must not change: numbers, flags, gradients, hooks."""
     digest = hashlib.sha256()
     for _, tensor in sorted([*network.named_parameters(), *network.named_buffers()]):
         digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
@@ -98,7 +98,7 @@ Maps = dict[tuple[str, str], Tensor]
 
 
 def explained(model: Classifier, pictures: list[Image.Image], stages: list[Layer]) -> tuple[Maps, Maps, list[str]]:
-    """Make the maps of two images at once, and of each alone, by every method where it applies; and what is refused.
+    """Compute the maps of two images at once, and of each alone, by every method that applies; and what is refused.
 
     A stage that is a layer with weights of another class than torch's may have no real contribution.
     """
@@ -107,11 +107,11 @@ def explained(model: Classifier, pictures: list[Image.Image], stages: list[Layer
     jobs: list[tuple[list[str], Any]] = [(ANYWHERE, "stages")]
     jobs += [(["cam"], pooled)] if (pooled := [s.name for s in stages if s.pooled]) else []
     jobs += [(["normgrad_real"], [name]) for name in weighted]
-    found: list[Maps] = [{}, {}]
+    batched_and_alone: list[Maps] = [{}, {}]
     refused = []
     for methods, layers in jobs:
         try:
-            for maps, size in zip(found, (len(pixels), 1), strict=True):
+            for maps, size in zip(batched_and_alone, (len(pixels), 1), strict=True):
                 made = gl.explain(model, pixels, 0, methods=methods, layers=layers, batch_size=size)
                 maps |= {key: made[key] for key in made.pairs}
         except gl.GradlightError:
@@ -119,11 +119,11 @@ def explained(model: Classifier, pictures: list[Image.Image], stages: list[Layer
             if methods != ["normgrad_real"] or type(module) in WEIGHTED:
                 raise
             refused.append(f"normgrad_real is refused at {layers[0]} ({type(module).__name__})")
-    return found[0], found[1], refused
+    return batched_and_alone[0], batched_and_alone[1], refused
 
 
 def different(maps: Maps, alone: Maps, stages: list[Layer]) -> list[str]:
-    """Name the maps of a batch that are not those of its images alone, but for rounding."""
+    """Name the maps of a batch that differ from those of its images alone by more than rounding."""
     channels = {layer.name: layer.channels for layer in stages}
     wrong = []
     for (method, layer), made in maps.items():
@@ -134,7 +134,7 @@ def different(maps: Maps, alone: Maps, stages: list[Layer]) -> list[str]:
 
 
 def judged(maps: Maps, stages: list[Layer]) -> list[str]:
-    """Raise for a map that is not finite, not of its layer's grid, or flat; note those flat by construction."""
+    """Raise for a map that is not finite, has a wrong grid, or is flat; note maps that are flat by construction."""
     require(bool(stages), "no stages")
     for (method, layer), made in maps.items():
         size = next(stage.size for stage in stages if stage.name == layer)
@@ -148,16 +148,16 @@ def judged(maps: Maps, stages: list[Layer]) -> list[str]:
 
 
 def remarks(maps: dict[str, Tensor], stage: Layer) -> list[str]:
-    """Note what is flat or nothing but rounding at one layer, and why; raise where there is no reason to be flat."""
-    everywhere = {(method, stage.name): made for method, made in maps.items()}
-    bounds = {method: terms(method, stage.name, everywhere, stage.channels) for method in maps}
+    """Note the maps that are flat or only rounding errors at one layer; raise where a map must not be flat."""
+    layer_maps = {(method, stage.name): made for method, made in maps.items()}
+    bounds = {method: terms(method, stage.name, layer_maps, stage.channels) for method in maps}
     cancelled = [method for method, made in maps.items() if float(made.abs().max()) <= 1e-5 * bounds[method]]
     flat = [method for method, made in maps.items() if method not in cancelled and any(map(is_flat, made))]
-    # Before an average of the image every place has one gradient, and normgrad varies only with the activation's norm,
-    # which a norm before it has made one; Grad-CAM's ReLU may leave nothing.
+    # Before an average over the image all locations have the same gradient, and normgrad varies only with the norm of
+    # the activation, which a norm layer before it may have made constant; Grad-CAM's ReLU may give zeros only.
     allowed = {"gradient", "gradient_sum", "normgrad"} if "gradient" in flat else set()
     for method in flat:
-        empty = method == "grad_cam" and not all(bool(one.any()) for one in maps[method])
+        empty = method == "grad_cam" and not all(bool(image_map.any()) for image_map in maps[method])
         require(empty or method in allowed, f"{method} at {stage.name} is constant")
     require(
         {"gradient", "selective_normgrad"} - {*flat, *cancelled} != set(), f"everything at {stage.name} is constant"
@@ -166,17 +166,17 @@ def remarks(maps: dict[str, Tensor], stage: Layer) -> list[str]:
     return notes + ([f"nothing but rounding at {stage.name}: {', '.join(cancelled)}"] if cancelled else [])
 
 
-def is_flat(one: Tensor) -> bool:
-    return float(one.max() - one.min()) <= 1e-5 * float(one.abs().max())
+def is_flat(image_map: Tensor) -> bool:
+    return float(image_map.max() - image_map.min()) <= 1e-5 * float(image_map.abs().max())
 
 
 def terms(method: str, layer: str, maps: Maps, channels: int) -> float:
-    """Bound the terms that a method adds up, to which its rounding errors are relative; 0 where nothing cancels."""
+    """Bound the terms of a method's sum, to which its rounding errors are relative; 0 where nothing cancels."""
     if method == "gradient_sum":
         return channels * float(maps["gradient", layer].max())
     return float(maps["normgrad", layer].max()) if method in ("linear_approx", "grad_cam") else 0.0
 
 
-def require(holds: bool, what: str) -> None:
-    if not holds:
-        raise gl.GradlightError(what)
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise gl.GradlightError(message)

@@ -1,1 +1,1 @@
-"""Installed as `gradlight.data`: bytes on disk. Imports nothing of ours but the error class."""
+"""Installed as `gradlight.data`: images, generated scenes, annotated data sets, and HDF5 files of maps."""

@@ -1,4 +1,4 @@
-"""Safe reading of images: whatever bytes a file holds, an upright RGB picture or one clear refusal."""
+"""Safe reading of image files: any bytes give an upright RGB image or one GradlightError that says why not."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ __all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "find", "load", "sha256", "upright"]
 MAX_PIXELS = 100_000_000
 _LIMIT = f"{MAX_PIXELS // 1_000_000} megapixels"
 
-# Tried in this order on the content. No PostScript or other vector format: Pillow would start a program on it.
-# TGA is the last, because it has no signature of its own.
+# Tried in this order on the content. PostScript and other vector formats are left out, because Pillow would start an
+# external program on them. TGA is the last, because it has no signature.
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "ICO", "JPEG2000", "AVIF", "TGA")
 
 IMAGE_SUFFIXES = frozenset(
@@ -27,7 +27,7 @@ IMAGE_SUFFIXES = frozenset(
     | {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
 )
 
-_TURNS = {
+_TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -58,28 +58,41 @@ _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 
 
 class _UnusableError(Exception):
-    """Why this picture is refused; load() puts the file's name before it."""
+    """The reason for which an image is refused; `load` prepends the file's name."""
 
 
 def load(path: PathLike) -> Image.Image:
-    """Read an image file as an upright RGB picture.
+    """Read an image file as an upright RGB image.
 
-    The content decides the format, not the name. The EXIF orientation is applied and kept as
-    `image.info["orientation"]` (1 to 8; 1 where there is none or nonsense), the only entry of `info`. Transparency
-    is laid over white. Of animations and many pages, the first is read. 16-bit samples are divided by 257, never
-    clipped or stretched; float samples must lie in 0 to 1 or in 0 to 255. Colour profiles and gamma are ignored,
-    as in the loaders that networks were trained with. Files cut short are refused, unless the program has set
-    Pillow's LOAD_TRUNCATED_IMAGES. No global setting of Pillow is changed, so threads may load at the same time.
+    The content decides the format, not the name. Transparent pixels are blended with white. Of animations and files
+    of several pages, the first is read. 16-bit samples are divided by 257, never clipped or stretched; float samples
+    must lie in 0 to 1 or in 0 to 255. Colour profiles and gamma are ignored, as by the loaders that networks were
+    trained with. Truncated files are refused, unless the program has set Pillow's LOAD_TRUNCATED_IMAGES. No global
+    setting of Pillow is changed, so several threads can load images at the same time.
 
-    Raises GradlightError, which names the file, for everything that is not a whole image of at most MAX_PIXELS; the
-    size is looked at before anything is decoded.
+    Args:
+        path: The image file.
+
+    Returns:
+        The RGB image, turned as its EXIF orientation says. The only entry of its `info` is "orientation": 1 to 8 as
+        in the file, or 1 where the file has none or an invalid one.
+
+    Raises:
+        GradlightError: The file is not a complete image of at most MAX_PIXELS. The message names the file; the size
+            is checked before anything is decoded.
+
+    Example:
+        >>> Image.new("RGBA", (32, 24), (255, 0, 0, 0)).save("clear.png")
+        >>> image = load("clear.png")
+        >>> image.mode, image.size, image.getpixel((0, 0)), image.info
+        ('RGB', (32, 24), (255, 255, 255), {'orientation': 1})
     """
     with open_regular(path) as stream:
         try:
             return _decode(stream)
         except UnidentifiedImageError as error:
             cause: Exception = error
-            reason = _unidentified(stream)
+            reason = _explain_unidentified(stream)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             cause, reason = error, f"too many pixels ({error}): make it smaller first, the limit is {_LIMIT}"
         except _UnusableError as error:
@@ -92,25 +105,48 @@ def load(path: PathLike) -> Image.Image:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Bring a Pillow image that is in memory to an upright RGB picture of its own, as `load` does with a file.
+    """Convert a Pillow image in memory to an upright RGB image of its own, as `load` does with a file.
 
-    Raises GradlightError for samples without a range that is known, and for a file behind it that is damaged.
+    Args:
+        image: A Pillow image of any mode that `load` accepts; it is not changed.
+
+    Returns:
+        The RGB image, turned as its EXIF orientation says, which is kept in `info["orientation"]`.
+
+    Raises:
+        GradlightError: The samples have no known range, or the file behind the image is damaged.
+
+    Example:
+        >>> upright(Image.new("L", (4, 2), 128)).getpixel((0, 0))
+        (128, 128, 128)
     """
     orientation = _orientation(image)
     try:
-        picture = _turned(_rgb(image), orientation)
+        upright_image = _apply_orientation(_rgb(image), orientation)
     except _UnusableError as error:
         raise GradlightError(f"This Pillow image cannot be used: {error}.") from error
     except (OSError, SyntaxError) as error:
         raise GradlightError(f"This Pillow image cannot be decoded: {error}.") from error
-    picture.info = {"orientation": orientation}
-    return picture
+    upright_image.info = {"orientation": orientation}
+    return upright_image
 
 
 def sha256(path: PathLike) -> str:
-    """Compute the SHA-256 of a file's bytes, as 64 hexadecimal digits.
+    """Compute the SHA-256 of a file, which is read block by block.
 
-    The file is streamed. Raises GradlightError for what is missing, not readable or not an ordinary file.
+    Args:
+        path: The file.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        GradlightError: The file is missing, is not readable or is not a regular file.
+
+    Example:
+        >>> _ = Path("a.txt").write_text("abc")
+        >>> sha256("a.txt")[:16]
+        'ba7816bf8f01cfea'
     """
     digest = hashlib.sha256()
     with open_regular(path) as stream:
@@ -123,12 +159,28 @@ def sha256(path: PathLike) -> str:
 
 
 def find(folder: str | os.PathLike[str]) -> list[Path]:
-    """Find the image files of a folder and of the folders in it, by their suffix, sorted.
+    """Find the image files in a folder and its sub-folders by their suffix.
 
-    Links to files count; links to folders are not followed, so loops end. Hidden files and folders are skipped.
-    Raises GradlightError for a folder that cannot be listed.
+    Links to files are included; links to folders are not followed, so cyclic links do no harm. Hidden files and
+    folders are skipped.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The paths, sorted.
+
+    Raises:
+        GradlightError: A folder cannot be listed.
+
+    Example:
+        >>> Path("photos").mkdir()
+        >>> for name in ("b.png", "a.JPG", "notes.txt", ".hidden.png"):
+        ...     Path("photos", name).touch()
+        >>> [path.name for path in find("photos")]
+        ['a.JPG', 'b.png']
     """
-    found: list[Path] = []
+    paths: list[Path] = []
 
     def refuse(error: OSError) -> None:
         where, why = format_path(error.filename), error.strerror
@@ -137,11 +189,12 @@ def find(folder: str | os.PathLike[str]) -> list[Path]:
     for parent, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         visible = (name for name in names if not name.startswith("."))
-        found += [Path(parent, name) for name in visible if Path(name).suffix.lower() in IMAGE_SUFFIXES]
-    return sorted(found)
+        paths += [Path(parent, name) for name in visible if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+    return sorted(paths)
 
 
 def _decode(stream: BinaryIO) -> Image.Image:
+    """Decode an image; the EXIF orientation is applied."""
     Image.init()
     with Image.open(stream, formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
         width, height = image.size
@@ -149,29 +202,32 @@ def _decode(stream: BinaryIO) -> Image.Image:
             raise _UnusableError(
                 f"too many pixels: {width} x {height} exceeds the limit of {_LIMIT}: make it smaller first"
             )
-        # Pillow turns a TIFF upright while it decodes it and drops the tag. Of the others the tag is read afterwards,
-        # as it may lie behind the pixels.
+        # Pillow applies the orientation of a TIFF while it decodes it, and drops the tag. In the other formats the tag
+        # is read afterwards, because it may be stored behind the pixels.
         before = _orientation(image) if image.format == "TIFF" else 1
         image.load()
         after = _orientation(image)
-        picture = _turned(_rgb(image), after)
-    picture.info = {"orientation": after if before == 1 else before}
-    return picture
+        upright_image = _apply_orientation(_rgb(image), after)
+    upright_image.info = {"orientation": after if before == 1 else before}
+    return upright_image
 
 
-def _turned(picture: Image.Image, orientation: int) -> Image.Image:
-    return picture.transpose(_TURNS[orientation]) if orientation in _TURNS else picture
+def _apply_orientation(image: Image.Image, orientation: int) -> Image.Image:
+    """Flip or turn an image as an EXIF orientation says."""
+    return image.transpose(_TRANSPOSITIONS[orientation]) if orientation in _TRANSPOSITIONS else image
 
 
 def _orientation(image: Image.Image) -> int:
+    """Read the EXIF orientation, 1 where there is none."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # garbage in the EXIF block says nothing about the picture
+    except Exception:  # an invalid EXIF block does not make the image unusable
         return 1
-    return int(value) if isinstance(value, int) and value in _TURNS else 1
+    return int(value) if isinstance(value, int) and value in _TRANSPOSITIONS else 1
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to RGB; transparent pixels are blended with white."""
     if image.mode == "I" or image.mode.startswith("I;16"):
         return _from_integers(image)
     if image.mode == "F":
@@ -188,6 +244,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_integers(image: Image.Image) -> Image.Image:
+    """Convert integer samples of 16 bits to RGB: divided by 257 and rounded."""
     samples = np.asarray(image)
     lowest, highest = int(samples.min()), int(samples.max())
     if lowest < 0 or highest > 65535:
@@ -202,6 +259,7 @@ def _from_integers(image: Image.Image) -> Image.Image:
 
 
 def _from_floats(image: Image.Image) -> Image.Image:
+    """Convert float samples to RGB: multiplied by 255 where all lie in 0 to 1."""
     samples = np.asarray(image)
     if not np.isfinite(samples).all():
         raise _UnusableError("float samples that are NaN or infinite are not supported: replace them first")
@@ -214,7 +272,8 @@ def _from_floats(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(scaled).astype(np.uint8)).convert("RGB")
 
 
-def _unidentified(stream: BinaryIO) -> str:
+def _explain_unidentified(stream: BinaryIO) -> str:
+    """Say what the file seems to be instead of an image."""
     stream.seek(0)
     start = stream.read(512)
     if not start:
@@ -222,7 +281,7 @@ def _unidentified(stream: BinaryIO) -> str:
     if start[4:8] == b"ftyp" and start[8:12] in _HEIC_BRANDS:
         return "HEIC is not supported: convert it to JPEG first (phones can share photos as JPEG)"
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    for prefix, what in _LOOKS_LIKE:
+    for prefix, description in _LOOKS_LIKE:
         if text.startswith(prefix):
-            return f"not an image that can be read: it looks like {what}"
+            return f"not an image that can be read: it looks like {description}"
     return f"not an image, or damaged at its beginning. Give a whole file of one of {', '.join(_FORMATS)}"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data.hdf5.writer import StoredMaps
+from ..data.hdf5.schema import StoredMaps
 from ..errors import GradlightError
 from ..explainers.archive import to_stored
 from ..explainers.batch import BatchRunner

@@ -16,8 +16,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..data.hdf5.reader import MapsFile
-from ..data.hdf5.writer import StoredMaps, read, write
+from ..data.hdf5.reader import MapsFile, read
+from ..data.hdf5.schema import StoredMaps
+from ..data.hdf5.writer import write
 from ..errors import GradlightError
 from ..files import replace_file
 

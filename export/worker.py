@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.hdf5.writer import StoredMaps
+from ..data.hdf5.schema import StoredMaps
 from ..models.base import Explainable
 from ..models.preserve import preserved
 from .explaining import BatchExplainer, joined

@@ -1,7 +1,7 @@
-"""Execute the notebooks in place, and keep what they show small: `python notebooks/execute.py [NOTEBOOK…]`.
+"""Execute the notebooks in place and reduce the size of their outputs: `python notebooks/execute.py [NOTEBOOK…]`.
 
-The same code on the same machine gives the same files: no times, no paths, no widget state; a viewer is kept as its
-picture.
+The same code on the same machine gives the same files, because times, paths and widget states are removed; of a viewer
+only its picture is kept.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ __all__ = ["FOLDER", "execute", "main", "notebooks", "shrink"]
 
 FOLDER = Path(__file__).resolve().parent
 
-_WIDEST = 640
+_MAX_WIDTH = 640  # pixels of a picture
 _COLOURS = 96
-_SECONDS = 300
+_TIMEOUT_SECONDS = 300
 _KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -36,17 +36,25 @@ def notebooks() -> list[Path]:
 
 
 def execute(path: Path, folder: Path) -> Any:
-    """Run a notebook in a folder, with this interpreter and this checkout; give it with its outputs.
+    """Run a notebook in a folder, with this interpreter and this checkout.
 
-    Raises nbclient's CellExecutionError for a cell that fails.
+    Args:
+        path: The notebook.
+        folder: The working directory.
+
+    Returns:
+        The notebook with its outputs.
+
+    Raises:
+        CellExecutionError: A cell fails.
     """
     notebook = nbformat.read(path, as_version=4)
-    places = [str(FOLDER.parent), os.environ.get("PYTHONPATH", "")]
-    # One thread adds in one order, so the same numbers come out each time.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places)), "OMP_NUM_THREADS": "1"}
+    import_paths = [str(FOLDER.parent), os.environ.get("PYTHONPATH", "")]
+    # One thread sums in a fixed order, so the numbers are the same each time.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, import_paths)), "OMP_NUM_THREADS": "1"}
     client = NotebookClient(
         notebook,
-        timeout=_SECONDS,
+        timeout=_TIMEOUT_SECONDS,
         kernel_name="python3",
         record_timing=False,
         coalesce_streams=True,
@@ -58,33 +66,33 @@ def execute(path: Path, folder: Path) -> Any:
 
 
 def shrink(notebook: Any) -> Any:
-    """Take out of an executed notebook what differs from run to run, and make its pictures small."""
+    """Remove from an executed notebook what differs between runs, and reduce the size of its pictures."""
     notebook.metadata = nbformat.from_dict({"kernelspec": _KERNEL, "language_info": {"name": "python"}})
     for cell in notebook.cells:
         cell.metadata = nbformat.from_dict({})
         for output in cell.get("outputs", []):
             if "data" in output:
-                output.data, output.metadata = _shown(dict(output.data)), nbformat.from_dict({})
+                output.data, output.metadata = _reduce_output(dict(output.data)), nbformat.from_dict({})
     return notebook
 
 
-def _shown(data: dict[str, Any]) -> Any:
-    """Keep the picture where there is one: beside it the text is only an object's address."""
+def _reduce_output(data: dict[str, Any]) -> Any:
+    """Keep only the picture of an output that has one; its text is only the address of an object."""
     if "image/png" in data:
-        data = {"image/png": _small(data["image/png"])}
+        data = {"image/png": _reduce_picture(data["image/png"])}
     data.pop(_WIDGET, None)
     return nbformat.from_dict(data)
 
 
-def _small(png: str) -> str:
-    """Bring a picture to a page's width and few colours; one that is so already stays as it is."""
+def _reduce_picture(png: str) -> str:
+    """Reduce a picture to the width of a page and few colours; one that is reduced already is unchanged."""
     with Image.open(io.BytesIO(base64.b64decode(png))) as opened:
-        if opened.mode == "P" and opened.width <= _WIDEST:
+        if opened.mode == "P" and opened.width <= _MAX_WIDTH:
             return png
         picture = opened.convert("RGB")
-    if picture.width > _WIDEST:
-        height = round(picture.height * _WIDEST / picture.width)
-        picture = picture.resize((_WIDEST, height), Image.Resampling.LANCZOS)
+    if picture.width > _MAX_WIDTH:
+        height = round(picture.height * _MAX_WIDTH / picture.width)
+        picture = picture.resize((_MAX_WIDTH, height), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     picture.quantize(_COLOURS, dither=Image.Dither.NONE).save(stream, format="PNG", optimize=True)
     return base64.b64encode(stream.getvalue()).decode()

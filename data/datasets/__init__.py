@@ -1,1 +1,1 @@
-"""Annotated data sets on disk: PASCAL VOC, COCO and caption files, read into common records."""
+"""Annotated data sets on disk: PASCAL VOC, COCO instances and caption files, read into common records."""

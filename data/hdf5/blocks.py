@@ -1,13 +1,10 @@
-"""Rows of map datasets from disk, behind the guards: of one plain file, or of the shards of an index."""
+"""Reading rows of map datasets, after the guards: from one plain file, or from the shards of an index."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -16,80 +13,76 @@ import h5py
 import numpy as np
 
 from ...errors import GradlightError
-from ...files import PathLike, format_path, open_regular
-from .safety import ShardList, map_danger, path_danger
-from .schema import chunk_danger, filters_missing, pipeline
-from .validation import foreign
+from ...files import PathLike, format_path
+from .safety import (
+    damage_as_error,
+    find_chunk_danger,
+    find_map_dangers,
+    find_path_danger,
+    list_filters,
+    open_maps_file,
+    unsafe_file_error,
+)
+from .schema import ShardList, find_missing_filter
 
-__all__ = ["Blocks", "PlainBlocks", "ShardBlocks", "damage_explained", "open_ours", "positions", "refusal", "signature"]
+__all__ = ["Blocks", "PlainBlocks", "ShardBlocks", "to_row_numbers"]
 
-_OPEN_SHARDS = 32
+_OPEN_SHARDS = 32  # the largest number of shards that are open at the same time
 
 
 class Blocks(Protocol):
-    """Read rows of map datasets."""
+    """Reads rows of map datasets."""
 
     def read(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """Read increasing rows of one dataset as they are stored; raises GradlightError for what must not be read."""
+        """Read rows of one dataset as they are stored.
+
+        Args:
+            name: The path of the dataset in the file.
+            rows: The numbers of the rows, increasing.
+
+        Returns:
+            The rows, in the dtype of the dataset.
+
+        Raises:
+            GradlightError: The dataset is damaged or must not be read.
+        """
 
     def close(self) -> None:
         """Close the files."""
 
 
-def open_ours(path: PathLike) -> h5py.File:
-    """Open a file of this format for reading; raises GradlightError for anything else."""
-    open_regular(path).close()
-    if not h5py.is_hdf5(os.fsdecode(path)):
-        raise GradlightError(f"{format_path(path)}: not an HDF5 file. Give a file that gradlight has saved.")
-    file = h5py.File(os.fsdecode(path), "r")
-    try:
-        if reason := foreign(file):
-            raise GradlightError(f"{format_path(path)}: {reason}.")
-    except BaseException:
-        file.close()
-        raise
-    return file
+def to_row_numbers(rows: slice | np.ndarray, count: int) -> np.ndarray:
+    """Convert a selection of rows to numbers from 0.
 
+    Args:
+        rows: A slice, or whole numbers of which negative ones count from the end.
+        count: The number of rows that exist.
 
-@contextlib.contextmanager
-def damage_explained(path: PathLike) -> Iterator[None]:
-    """Turn what the HDF5 library says about damage into GradlightError."""
-    try:
-        yield
-    except (GradlightError, MemoryError):
-        raise
-    # Damage shows anywhere in the HDF5 library: as OSError, RuntimeError, KeyError, ValueError …
-    except Exception as error:
-        raise GradlightError(
-            f"{format_path(path)}: damaged or truncated, or being written by another program ({error}). Get a whole copy."
-        ) from error
+    Returns:
+        int64 [n].
 
+    Raises:
+        GradlightError: The selection is of another kind, or a row does not exist.
 
-def refusal(path: PathLike, reason: str) -> GradlightError:
-    """Make the error for a file that could do harm."""
-    advice = "gradlight writes no such file: get it again, from a source you trust"
-    return GradlightError(f"{format_path(path)}: refused, because {reason}; {advice}.")
-
-
-def signature(path: Path) -> tuple[int, int]:
-    """Give the size and the time of change, by which a file is known again."""
-    state = os.stat(path)
-    return state.st_size, state.st_mtime_ns
-
-
-def positions(rows: slice | np.ndarray, count: int) -> np.ndarray:
-    """Give the rows of so many that are asked for, as numbers from 0; raises GradlightError for others."""
+    Example:
+        >>> to_row_numbers(np.array([0, -1]), 5).tolist(), to_row_numbers(slice(3, None), 5).tolist()
+        ([0, 4], [3, 4])
+    """
     if isinstance(rows, slice):
         return np.arange(count)[rows]
-    given = np.asarray(rows)
-    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
-        raise GradlightError(f"rows are a slice or whole numbers in one dimension, got {given.dtype} {[*given.shape]}")
-    if (outside := (given < -count) | (given >= count)).any():
-        raise GradlightError(f"there are {count} rows of maps, and row {given[outside][0]} was asked for")
-    return np.where(given < 0, given + count, given).astype(np.int64)
+    numbers = np.asarray(rows)
+    if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
+        raise GradlightError(
+            f"rows are a slice or whole numbers in one dimension, got {numbers.dtype} {[*numbers.shape]}"
+        )
+    if (outside := (numbers < -count) | (numbers >= count)).any():
+        raise GradlightError(f"there are {count} rows of maps, and row {numbers[outside][0]} was asked for")
+    return np.where(numbers < 0, numbers + count, numbers).astype(np.int64)
 
 
-class _Dataset(NamedTuple):
+class _CheckedDataset(NamedTuple):
+    """A dataset that has passed the guards, and how it is stored."""
+
     data: h5py.Dataset
     chunk: tuple[int, ...] | None
     chunk_bytes: int
@@ -97,56 +90,69 @@ class _Dataset(NamedTuple):
 
 
 class PlainBlocks:
-    """Rows of one plain file."""
+    """Reads rows of one plain file.
+
+    Args:
+        path: The file, for messages.
+        file: The open file.
+    """
 
     def __init__(self, path: PathLike, file: h5py.File) -> None:
         self._path = path
         self._file = file
-        self._datasets: dict[str, _Dataset] = {}
+        self._datasets: dict[str, _CheckedDataset] = {}
 
     def read(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Read increasing rows of one dataset as they are stored; raises GradlightError for what must not be read."""
-        with damage_explained(self._path):
-            found = self.dataset(name)
-            self._check_chunks(name, found, rows)
-            out = np.empty((len(rows), *found.data.shape[1:]), found.data.dtype)
+        with damage_as_error(self._path):
+            dataset = self.dataset(name)
+            self._check_chunks(name, dataset, rows)
+            out = np.empty((len(rows), *dataset.data.shape[1:]), dataset.data.dtype)
             breaks = np.flatnonzero(np.diff(rows) != 1) + 1
             for first, end in zip([0, *breaks], [*breaks, len(rows)], strict=True):
                 if first < end:
-                    found.data.read_direct(out, np.s_[rows[first] : rows[end - 1] + 1], np.s_[first:end])
+                    dataset.data.read_direct(out, np.s_[rows[first] : rows[end - 1] + 1], np.s_[first:end])
             return out
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
-    def dataset(self, name: str) -> _Dataset:
-        """Find a dataset, once it is known to be harmless."""
-        if (known := self._datasets.get(name)) is None:
-            if reason := path_danger(self._file, name):
-                raise refusal(self._path, reason)
+    def dataset(self, name: str) -> _CheckedDataset:
+        """Open a dataset, after the guards; raises GradlightError where it must not be read."""
+        if (dataset := self._datasets.get(name)) is None:
+            if reason := find_path_danger(self._file, name):
+                raise unsafe_file_error(self._path, reason)
             data = self._file[name]
-            if reason := next(map_danger(data, name, None), None):
-                raise refusal(self._path, reason)
-            filters = pipeline(data.id.get_create_plist())
-            if missing := filters_missing(filters):
+            if reason := next(find_map_dangers(data, name, None), None):
+                raise unsafe_file_error(self._path, reason)
+            filters = list_filters(data.id.get_create_plist())
+            if missing := find_missing_filter(filters):
                 raise GradlightError(f"{format_path(self._path)}: {missing}")
-            known = _Dataset(data, data.chunks, math.prod(data.chunks or ()) * data.dtype.itemsize, filters)
-            self._datasets[name] = known
-        return known
+            chunk_bytes = math.prod(data.chunks or ()) * data.dtype.itemsize
+            dataset = self._datasets[name] = _CheckedDataset(data, data.chunks, chunk_bytes, filters)
+        return dataset
 
-    def _check_chunks(self, name: str, found: _Dataset, rows: np.ndarray) -> None:
-        if found.chunk is None:
+    def _check_chunks(self, name: str, dataset: _CheckedDataset, rows: np.ndarray) -> None:
+        """Raise GradlightError where a chunk of these rows must not be decompressed."""
+        data, chunk = dataset.data, dataset.chunk
+        if chunk is None:
             return
-        starts = [np.unique(rows // found.chunk[0]) * found.chunk[0]]
-        starts += [np.arange(0, whole, side) for whole, side in zip(found.data.shape[1:], found.chunk[1:], strict=True)]
-        for place in product(*(side.tolist() for side in starts)):
-            if reason := chunk_danger(found.data, found.filters, found.chunk_bytes, place):
-                raise refusal(self._path, f"{name} {reason}")
+        starts = [np.unique(rows // chunk[0]) * chunk[0]]
+        starts += [np.arange(0, extent, side) for extent, side in zip(data.shape[1:], chunk[1:], strict=True)]
+        for offset in product(*(axis.tolist() for axis in starts)):
+            if reason := find_chunk_danger(data, dataset.filters, dataset.chunk_bytes, offset):
+                raise unsafe_file_error(self._path, f"{name} {reason}")
 
 
 class ShardBlocks:
-    """Rows of an index, taken from its shards; a few of them stay open."""
+    """Reads rows of an index from its shards, of which a few stay open.
+
+    Args:
+        path: The index.
+        file: The open index.
+        shards: Its shards.
+    """
 
     def __init__(self, path: Path, file: h5py.File, shards: ShardList) -> None:
         self._folder = path.parent / shards.folder
@@ -158,19 +164,19 @@ class ShardBlocks:
 
     def read(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Read increasing rows of one dataset as they are stored; raises GradlightError for what must not be read."""
-        whole = self._file[name]
-        out = np.empty((len(rows), *whole.shape[1:]), whole.dtype)
+        virtual = self._file[name]
+        out = np.empty((len(rows), *virtual.shape[1:]), virtual.dtype)
         owners = np.searchsorted(self._stops, rows, side="right")
         for owner in np.unique(owners):
             shard, start, stop = self._spans[owner]
             first, end = np.searchsorted(owners, [owner, owner + 1])
             blocks = self._blocks(shard)
-            with damage_explained(self._folder / shard):
+            with damage_as_error(self._folder / shard):
                 data = blocks.dataset(name).data
-                if (data.shape, data.dtype) != ((stop - start, *whole.shape[1:]), whole.dtype):
+                if (data.shape, data.dtype) != ((stop - start, *virtual.shape[1:]), virtual.dtype):
                     raise GradlightError(
-                        f"{format_path(self._folder / shard)}: {name} holds {data.dtype} {[*data.shape]}, and its index "
-                        f"expects {whole.dtype} {[stop - start, *whole.shape[1:]]}. Make the index again."
+                        f"{format_path(self._folder / shard)}: {name} holds {data.dtype} {[*data.shape]}, and its index"
+                        f" expects {virtual.dtype} {[stop - start, *virtual.shape[1:]]}. Make the index again."
                     )
             out[first:end] = blocks.read(name, rows[first:end] - start)
         return out
@@ -184,12 +190,13 @@ class ShardBlocks:
         self._file.close()
 
     def _blocks(self, shard: str) -> PlainBlocks:
+        """Open a shard, or give it where it is open."""
         with self._lock:
             if (blocks := self._open.get(shard)) is None:
                 path = self._folder / shard
-                with damage_explained(path):
-                    blocks = self._open[shard] = PlainBlocks(path, open_ours(path))
-                # Not closed but let go: another thread may still read from it.
+                with damage_as_error(path):
+                    blocks = self._open[shard] = PlainBlocks(path, open_maps_file(path))
+                # Only dropped, not closed: another thread may still read from it.
                 while len(self._open) > _OPEN_SHARDS:
                     self._open.popitem(last=False)
             self._open.move_to_end(shard)

@@ -1,4 +1,4 @@
-"""The rules of the HDF5 format for saliency maps, version 1: names, columns, attributes, and what must agree.
+"""The HDF5 format of saliency maps, version 1: its names, columns, attributes, encodings and compressions.
 
     /            attrs: format, format_version, gradlight_version, model, weights_sha256, objective, meta, pixels,
                  complete; an index also has shards
@@ -8,15 +8,13 @@
     /scale/METHOD/LAYER  [M] float32, beside float16 only: a map is its stored numbers times its scale
     /failures/   path, reason
 
-model, objective and meta are JSON texts, and so is every row of view. pixels is the height and width of what the
-network saw. Texts are UTF-8; bytes of a path that are not come back as Python's surrogate escapes. Columns are
-contiguous. Behind the end of the file may stand its seal (see `seal`), which HDF5 does not mind.
+model, objective and meta are JSON texts, and so is every row of view. pixels is the height and width of the network's
+input. Texts are UTF-8; bytes of a path that are not valid UTF-8 are read as Python's surrogate escapes. Columns are
+contiguous. The end of the file may be followed by a seal (see `gradlight.files`), which HDF5 ignores.
 
-An index holds the tables of all its shards, and as /maps (and /scale) virtual datasets over theirs, row after row.
+An index contains the tables of all its shards, and as /maps (and /scale) virtual datasets over theirs, row after row.
 shards is the JSON of {"folder": "maps.shards", "files": [["shard-00000.h5", images, targets, failures], ...]}, with
-the numbers of rows; the folder lies beside the index. Every shard is itself a whole file of this format.
-
-How maps are packed in HDF5: the known compressions, and what packed bytes may not do when they are unpacked.
+the numbers of rows; the folder is beside the index. Every shard is itself a complete file of this format.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from __future__ import annotations
 import importlib
 import json
 import operator
-import zlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -35,42 +33,48 @@ import numpy as np
 from ...errors import GradlightError, nearest
 
 __all__ = [
+    "BLOSC",
     "COLUMN_DTYPES",
     "FORMAT",
     "INPUT",
-    "LARGEST_MAP",
     "MAP_DTYPES",
+    "MAX_MAP_BYTES",
     "TABLES",
     "VERSION",
     "Columns",
     "Failure",
     "Header",
     "ImageRow",
+    "Key",
     "LayerRow",
+    "ShardList",
     "StoredMaps",
+    "StoredShard",
     "TargetRow",
-    "as_cell",
-    "as_json",
-    "chunk_danger",
-    "filters_missing",
+    "dataset_path",
+    "encode_cell",
+    "encode_json",
+    "escape_source",
+    "find_missing_filter",
     "format_key",
-    "halved",
-    "largest_chunk",
-    "location",
+    "max_chunk_bytes",
     "options",
-    "pipeline",
-    "pipeline_danger",
-    "stored_array",
-    "stored_key",
+    "parse_shard_list",
+    "to_float16",
+    "to_stored_array",
+    "to_stored_key",
 ]
 
 FORMAT = "gradlight-maps"
 VERSION = 1
 INPUT = "input"  # the stored name of the layer '', the pixels themselves
-MAP_DTYPES = (np.dtype("float32"), np.dtype("float16"))  # how the numbers of a map may be stored
-LARGEST_MAP = 2**26  # bytes of one map, 4096 x 4096 in float32
+MAP_DTYPES = (np.dtype("float32"), np.dtype("float16"))  # the dtypes in which maps may be stored
+MAX_MAP_BYTES = 2**26  # of one map, 4096 x 4096 in float32
 
-Columns = Mapping[str, Mapping[str, np.ndarray]]  # table -> column -> its rows; texts as bytes
+Key = tuple[str, str]
+"""(method, layer)."""
+Columns = Mapping[str, Mapping[str, np.ndarray]]
+"""Table → column → its rows; texts as bytes."""
 
 TABLES = {
     "images": {"path": "text", "sha256": "text", "width": "integer", "height": "integer", "view": "json"},
@@ -86,9 +90,20 @@ COLUMN_DTYPES = {
 }
 
 
+# --- Rows and header
+
+
 @dataclass(frozen=True)
 class ImageRow:
-    """Describe one image: its file, the file's SHA-256, its upright size, and its view as plain data."""
+    """One image.
+
+    Attributes:
+        path: The image file.
+        sha256: The SHA-256 of the file.
+        width: The width of the upright image.
+        height: The height of the upright image.
+        view: Which pixels of the image the network's input shows, as plain data.
+    """
 
     path: str
     sha256: str
@@ -99,7 +114,15 @@ class ImageRow:
 
 @dataclass(frozen=True)
 class TargetRow:
-    """Describe what one map asks about: the row of its image, the target, and the score it got."""
+    """The target of one map.
+
+    Attributes:
+        image: The row of its image.
+        kind: The kind of target, such as "class".
+        index: The index of the class or word.
+        label: The name of the target.
+        score: The score that the network gave it.
+    """
 
     image: int
     kind: str
@@ -110,7 +133,14 @@ class TargetRow:
 
 @dataclass(frozen=True)
 class LayerRow:
-    """Describe where the maps of one dataset come from; stride is (vertical, horizontal), in pixels."""
+    """The origin of the maps of one dataset.
+
+    Attributes:
+        method: The name of the method.
+        layer: The name of the layer.
+        depth: The position of the layer in the network.
+        stride: (vertical, horizontal), in pixels of the network's input.
+    """
 
     method: str
     layer: str
@@ -119,7 +149,7 @@ class LayerRow:
 
 
 class Failure(NamedTuple):
-    """Name a file that gave no map, and say why."""
+    """An image file without maps, and the reason."""
 
     path: str
     reason: str
@@ -127,7 +157,7 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True)
 class Header:
-    """Hold what a file says about all its maps: the model, the objective, the meta step, and how it was made."""
+    """The properties of all maps of a file: model, objective, meta step, and how they were computed."""
 
     model: dict[str, Any]
     weights_sha256: str
@@ -142,18 +172,29 @@ class Header:
         return {
             "gradlight_version": self.gradlight_version,
             "weights_sha256": self.weights_sha256,
-            **{name: as_json(name, getattr(self, name)) for name in ("model", "objective", "meta")},
-            "pixels": np.array([as_cell("integer", "pixels", side) for side in self.pixels]),
+            **{name: encode_json(name, getattr(self, name)) for name in ("model", "objective", "meta")},
+            "pixels": np.array([encode_cell("integer", "pixels", side) for side in self.pixels]),
             "complete": bool(self.complete),
         }
 
 
 @dataclass
 class StoredMaps:
-    """Hold what one file holds.
+    """The complete content of a file of maps.
 
-    maps: (method, layer) -> [M,h,w], one map per row of targets, not normalised; layers has the same keys.
-    pixels is (height, width) of what the network saw; model, objective, meta and every view are plain JSON data.
+    Attributes:
+        model: The model, as plain JSON data.
+        weights_sha256: The SHA-256 of its weights.
+        objective: The objective, as plain JSON data.
+        meta: The meta step, as plain JSON data, or None.
+        images: One row per image.
+        targets: One row per map.
+        maps: (method, layer) → [M,h,w], one map per row of targets, not normalised.
+        layers: (method, layer) → the origin of its maps; the same keys as in maps.
+        failures: (path, reason) of every image without maps.
+        complete: Whether every image of the run is in the file, among images or failures.
+        gradlight_version: The version that computed the maps.
+        pixels: (height, width) of the network's input.
     """
 
     model: dict[str, Any]
@@ -162,8 +203,8 @@ class StoredMaps:
     meta: dict[str, Any] | None
     images: list[ImageRow]
     targets: list[TargetRow]
-    maps: dict[tuple[str, str], np.ndarray]
-    layers: dict[tuple[str, str], LayerRow]
+    maps: dict[Key, np.ndarray]
+    layers: dict[Key, LayerRow]
     failures: list[tuple[str, str]]
     complete: bool
     gradlight_version: str
@@ -171,13 +212,24 @@ class StoredMaps:
 
     @property
     def header(self) -> Header:
-        """Give what is said about all the maps."""
-        about = (self.model, self.weights_sha256, self.objective, self.meta)
-        return Header(*about, self.pixels, self.gradlight_version, self.complete)
+        """The properties of all maps."""
+        origin = (self.model, self.weights_sha256, self.objective, self.meta)
+        return Header(*origin, self.pixels, self.gradlight_version, self.complete)
 
 
-def stored_key(key: tuple[str, str]) -> tuple[str, str]:
-    """Give the (method, layer) names under which maps are stored; raises GradlightError for names HDF5 cannot hold."""
+# --- Encoding
+
+
+def to_stored_key(key: Key) -> Key:
+    """Convert a key to the names under which its maps are stored.
+
+    Raises:
+        GradlightError: HDF5 cannot store a name.
+
+    Example:
+        >>> to_stored_key(("normgrad", ""))
+        ('normgrad', 'input')
+    """
     method, layer = key[0], key[1] or INPUT
     for kind, name in (("method", method), ("layer", layer)):
         if not name or name == "." or "/" in name or not name.isprintable():
@@ -185,16 +237,26 @@ def stored_key(key: tuple[str, str]) -> tuple[str, str]:
     return method, layer
 
 
-def stored_array(key: tuple[str, str], array: np.ndarray) -> np.ndarray:
-    """Give maps as float32 [M,h,w]; raises GradlightError for another shape, for NaN, and for maps of absurd size."""
+def to_stored_array(key: Key, array: np.ndarray) -> np.ndarray:
+    """Convert maps to float32 [M,h,w].
+
+    Raises:
+        GradlightError: The maps have another shape, are larger than 4096 x 4096, or are not finite.
+
+    Example:
+        >>> to_stored_array(("normgrad", "layer4"), np.zeros((2, 7, 7))).dtype
+        dtype('float32')
+    """
     where = f"the maps of {format_key(key)}"
-    given = np.asarray(array)
-    if given.ndim != 3 or 0 in given.shape[1:] or given.dtype.kind not in "fiu":
-        raise GradlightError(f"{where} must be real numbers [M,h,w], got {given.dtype} {[*given.shape]}")
-    if given.shape[1] * given.shape[2] * 4 > LARGEST_MAP:
-        raise GradlightError(f"{where} are {given.shape[1]}x{given.shape[2]}, larger than 4096x4096: make them smaller")
+    numbers = np.asarray(array)
+    if numbers.ndim != 3 or 0 in numbers.shape[1:] or numbers.dtype.kind not in "fiu":
+        raise GradlightError(f"{where} must be real numbers [M,h,w], got {numbers.dtype} {[*numbers.shape]}")
+    if numbers.shape[1] * numbers.shape[2] * 4 > MAX_MAP_BYTES:
+        raise GradlightError(
+            f"{where} are {numbers.shape[1]}x{numbers.shape[2]}, larger than 4096x4096: make them smaller"
+        )
     with np.errstate(over="ignore"):
-        values = given.astype(np.float32, copy=False)
+        values = numbers.astype(np.float32, copy=False)
     broken = np.flatnonzero(~np.isfinite(values).all(axis=(1, 2)))
     if broken.size:
         raise GradlightError(
@@ -204,34 +266,42 @@ def stored_array(key: tuple[str, str], array: np.ndarray) -> np.ndarray:
     return values
 
 
-def halved(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Split float32 maps [M,h,w] into float16 ones of the largest magnitude 1 and their scales, float32 [M].
+def to_float16(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Split float32 maps [M,h,w] into float16 maps, whose largest magnitude is 1, and their scales, float32 [M].
 
-    The scale of a map of zeros is 1. Numbers return within 2^-12 of their map's largest magnitude.
+    The scale of a map of zeros is 1. Numbers are restored within 2^-12 of their map's largest magnitude.
+
+    Example:
+        >>> halves, scale = to_float16(np.array([[[1.0, -4.0]]], np.float32))
+        >>> halves.tolist(), scale.tolist()
+        ([[[0.25, -1.0]]], [4.0])
     """
     scale = np.abs(values).max(axis=(1, 2), initial=0).astype(np.float32)
     scale[scale == 0] = 1
     return (values / scale[:, None, None]).astype(np.float16), scale
 
 
-def location(top: str, key: tuple[str, str]) -> str:
-    """Give the place of a dataset in the file; top is "maps" or "scale"."""
-    return f"/{top}/{key[0]}/{key[1]}"
+def encode_cell(kind: str, where: str, value: Any) -> bytes | int | float:
+    """Encode one value of a column or attribute.
 
+    Args:
+        kind: A key of COLUMN_DTYPES.
+        where: The name of the column or attribute, for the error message.
+        value: The value.
 
-def format_key(key: tuple[str, str]) -> str:
-    """Name a method and a layer in a message."""
-    return f"method {key[0]!r} at layer {key[1]!r}"
+    Raises:
+        GradlightError: The value cannot be stored.
 
-
-def as_cell(kind: str, where: str, value: Any) -> bytes | int | float:
-    """Give one value as a column of this kind stores it; raises GradlightError, naming the place."""
+    Example:
+        >>> encode_cell("text", "images/path", "cat.jpg"), encode_cell("json", "images/view", {"a": 1})
+        (b'cat.jpg', b'{"a": 1}')
+    """
     try:
         if kind == "integer":
             return int(np.int64(operator.index(value)))
         if kind == "number":
             return float(value)
-        text = as_json(where, value) if kind == "json" else value
+        text = encode_json(where, value) if kind == "json" else value
         if "\0" in text:
             raise ValueError("a text with a zero character")
         return bytes(text.encode("utf-8", "surrogateescape"))
@@ -241,55 +311,74 @@ def as_cell(kind: str, where: str, value: Any) -> bytes | int | float:
         raise GradlightError(f"{where} cannot be stored as {kind}: {value!r} ({error})") from error
 
 
-def as_json(where: str, value: Any) -> str:
-    """Give plain data as JSON, in ASCII; raises GradlightError, naming the place, for what JSON cannot hold."""
+def encode_json(where: str, value: Any) -> str:
+    """Encode plain data as JSON in ASCII; raises GradlightError, naming where, for what JSON cannot hold."""
     try:
         return json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise GradlightError(f"{where} cannot be stored as JSON: {error}") from error
 
 
-_GZIP, _SHUFFLE, _FLETCHER, _LZF, _BLOSC = 1, 2, 3, 32000, 32001
-_COMPRESSORS = (_GZIP, _LZF, _BLOSC)
+def dataset_path(top: str, key: Key) -> str:
+    """Give the path of a dataset in the file; top is "maps" or "scale"."""
+    return f"/{top}/{key[0]}/{key[1]}"
 
-# Checksums (fletcher32) are part of every HDF5 library, so plain h5py reads the file and notices damage.
+
+def format_key(key: Key) -> str:
+    """Format a method and a layer for a message."""
+    return f"method {key[0]!r} at layer {key[1]!r}"
+
+
+# --- Compression
+
+BLOSC = 32001  # the number of the HDF5 filter
+_MAX_CHUNK_BYTES = 2**26
+_MAX_LZF_CHUNK_BYTES = 2**22  # lzf allocates as much memory as its bytes ask for: at most 88 times their number
+
+# Checksums (fletcher32) are part of every HDF5 library, so plain h5py reads the file and detects damage.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "gzip": {"compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True},
     "lzf": {"compression": "lzf", "shuffle": True, "fletcher32": True},
-    # four numbers that the filter fills in; level 3, bytes shuffled, zstd
-    "blosc": {"compression": _BLOSC, "compression_opts": (0, 0, 0, 0, 3, 1, 5), "fletcher32": True},
+    # Four numbers that the filter fills in; then level 3, bytes shuffled, zstd.
+    "blosc": {"compression": BLOSC, "compression_opts": (0, 0, 0, 0, 3, 1, 5), "fletcher32": True},
     "none": {"fletcher32": True},
 }
 
-_LARGEST_CHUNK = 2**26
-_LARGEST_LZF = 2**22  # lzf is unpacked into as much memory as its bytes ask for: at most 88 times as much
-_SMALL_CHUNK = 2**18  # gzip's bytes may ask for 1032 times as much: more than small chunks are looked through first
-_OVERHEAD = 64  # bytes by which packing may lengthen a chunk
-
 
 def options(compression: str | None) -> dict[str, Any]:
-    """Give h5py's options for a compression: "gzip", "lzf", "blosc", "none" or None.
+    """Give h5py's options for a compression.
 
-    Raises GradlightError for any other name, and for blosc where its package is not installed.
+    Args:
+        compression: "gzip", "lzf", "blosc", "none" or None.
+
+    Returns:
+        Keywords of h5py's `create_dataset`.
+
+    Raises:
+        GradlightError: The name is unknown, or the package of blosc is not installed.
+
+    Example:
+        >>> options(None)
+        {'fletcher32': True}
     """
     name = compression or "none"
     if name not in _OPTIONS:
         near = nearest(str(compression), _OPTIONS)
         raise GradlightError(f"compression is 'gzip', 'lzf', 'blosc', 'none' or None, got {compression!r}.{near}")
-    found = _OPTIONS[name]
-    if missing := filters_missing([found.get("compression", 0)]):
+    keywords = _OPTIONS[name]
+    if missing := find_missing_filter([keywords.get("compression", 0)]):
         raise GradlightError(missing)
-    return dict(found)
+    return dict(keywords)
 
 
-def largest_chunk(compression: str | None) -> int:
-    """Give the bytes that one chunk, and so one map, may have before it is packed."""
-    return _LARGEST_LZF if compression == "lzf" else _LARGEST_CHUNK
+def max_chunk_bytes(compression: str | None) -> int:
+    """Give the largest size of a chunk, and so of a map, before compression."""
+    return _MAX_LZF_CHUNK_BYTES if compression == "lzf" else _MAX_CHUNK_BYTES
 
 
-def filters_missing(filters: list[int]) -> str | None:
-    """Make HDF5 know these filters, or say what to install."""
-    if _BLOSC in filters and not h5py.h5z.filter_avail(_BLOSC):
+def find_missing_filter(filters: list[int]) -> str | None:
+    """Load the plugins of these filters; returns what to install where one is missing, or None."""
+    if BLOSC in filters and not h5py.h5z.filter_avail(BLOSC):
         try:
             importlib.import_module("hdf5plugin")  # which registers it
         except ImportError:
@@ -297,53 +386,60 @@ def filters_missing(filters: list[int]) -> str | None:
     return None
 
 
-def pipeline(properties: h5py.h5p.PropDCID) -> list[int]:
-    """Give the numbers of the filters of a dataset, in the order in which they pack."""
-    return [properties.get_filter(number)[0] for number in range(properties.get_nfilters())]
+# --- Shards of an index
+
+_FOLDER_NAME = re.compile(r"[^/\\\0]*\.shards")
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.h5")
 
 
-def pipeline_danger(filters: list[int], chunk_bytes: int) -> str | None:
-    """Say why chunks that are packed so must not be unpacked, or None."""
-    expected = [_SHUFFLE, *(number for number in _COMPRESSORS if number in filters), _FLETCHER]
-    # Any other order could hide from chunk_danger what is unpacked.
-    if filters != [number for number in expected if number in filters] or len(expected) > 3:
-        return f"is packed by the HDF5 filters {filters}, which gradlight does not use so"
-    largest = _LARGEST_LZF if _LZF in filters else _LARGEST_CHUNK
-    if chunk_bytes > largest:
-        return f"has chunks of {chunk_bytes:,} bytes, more than {largest:,}"
-    return None
+class StoredShard(NamedTuple):
+    """A shard: its file name and the numbers of its rows."""
+
+    name: str
+    images: int
+    targets: int
+    failures: int
 
 
-def chunk_danger(dataset: h5py.Dataset, filters: list[int], chunk_bytes: int, place: tuple[int, ...]) -> str | None:
-    """Say why the chunk at this place must not be unpacked, or None.
+class ShardList(NamedTuple):
+    """The shards of an index: the folder beside it, and the files in the order of their rows."""
 
-    HDF5 unpacks whatever the bytes ask for, without a limit, and only then compares it with the chunk's size.
-    """
-    found = dataset.id.get_chunk_info_by_coord(place)
-    if found.byte_offset is None:
-        return f"lacks its chunk at {place}"
-    if found.size > chunk_bytes + _OVERHEAD:
-        return f"keeps {found.size:,} bytes for its chunk at {place} of {chunk_bytes:,} bytes"
-    longer = False
-    if _BLOSC in filters and not _skipped(found.filter_mask, filters, _BLOSC):
-        packed = dataset.id.read_direct_chunk(place)[1]
-        longer = int.from_bytes(packed[4:8], "little") != chunk_bytes  # as its header says
-    elif _GZIP in filters and chunk_bytes > _SMALL_CHUNK and not _skipped(found.filter_mask, filters, _GZIP):
-        longer = _inflates_beyond(dataset.id.read_direct_chunk(place)[1], chunk_bytes)
-    return f"has a chunk at {place} that unpacks to other than its {chunk_bytes:,} bytes" if longer else None
+    folder: str
+    files: tuple[StoredShard, ...]
+
+    def is_plain(self) -> bool:
+        """Tell whether all names are unique plain names, which lead to no other folder, and all counts are valid."""
+        counts = [count for shard in self.files for count in shard[1:]]
+        return (
+            bool(_FOLDER_NAME.fullmatch(self.folder))
+            and not any(0xD800 <= ord(letter) < 0xE000 for letter in self.folder)  # HDF5 would not find it again
+            and all(_FILE_NAME.fullmatch(shard.name) for shard in self.files)
+            and len({shard.name for shard in self.files}) == len(self.files)
+            and all(type(count) is int and 0 <= count < 2**40 for count in counts)
+        )
+
+    def spans(self) -> list[tuple[str, int, int]]:
+        """Give (name, first row, end row) of the maps of each shard that has any."""
+        spans, start = [], 0
+        for shard in self.files:
+            if shard.targets:
+                spans.append((shard.name, start, start + shard.targets))
+            start += shard.targets
+        return spans
 
 
-def _skipped(mask: int, filters: list[int], number: int) -> bool:
-    # What packing would lengthen is stored as it is.
-    return bool(mask >> filters.index(number) & 1)
-
-
-def _inflates_beyond(packed: bytes, limit: int) -> bool:
-    stream, total = zlib.decompressobj(), 0
+def parse_shard_list(text: object) -> ShardList | None:
+    """Parse the attribute 'shards' of an index; returns None for anything but a valid list of shards."""
+    if not isinstance(text, str):
+        return None
     try:
-        while packed and not stream.eof and total <= limit:
-            total += len(stream.decompress(packed, _SMALL_CHUNK))
-            packed = stream.unconsumed_tail
-    except zlib.error:
-        return False  # damage, which HDF5 tells from the checksum
-    return total > limit
+        document = json.loads(text)
+        shards = ShardList(document["folder"], tuple(StoredShard(*shard) for shard in document["files"]))
+        return shards if shards.is_plain() else None
+    except (TypeError, ValueError, KeyError, RecursionError):
+        return None
+
+
+def escape_source(name: str) -> str:
+    """Escape a name for the source of a virtual dataset, where % would begin a pattern."""
+    return name.replace("%", "%%")

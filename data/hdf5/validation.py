@@ -1,4 +1,4 @@
-"""Checking an open HDF5 file against the format: whose it is, which version, and whether its parts agree."""
+"""Validation of an open HDF5 file against the format: whether its parts are complete and consistent."""
 
 from __future__ import annotations
 
@@ -9,77 +9,84 @@ from collections.abc import Iterable, Iterator
 import h5py
 import numpy as np
 
-from .safety import attribute, map_datasets, shard_list
-from .schema import FORMAT, MAP_DTYPES, TABLES, VERSION, location
+from .safety import is_integer, map_datasets, read_attribute
+from .schema import MAP_DTYPES, TABLES, dataset_path, parse_shard_list
 
-__all__ = ["foreign", "is_ours", "problems", "summary", "view_problems"]
+__all__ = ["find_problems", "find_view_problems", "format_problems"]
 
 _JSON_ATTRIBUTES = {"model": (dict,), "objective": (dict,), "meta": (dict, type(None))}
 _TEXT_ATTRIBUTES = ("gradlight_version", "weights_sha256")
-_MOST = 100  # sentences about the rows of one column
+_MAX_ROWS = 100  # of one column that are reported
 
 
-def is_ours(file: h5py.File) -> bool:
-    """Tell whether an open HDF5 file holds gradlight's maps, of any version."""
-    found = attribute(file, "format")
-    return isinstance(found, str) and found == FORMAT
+def find_problems(file: h5py.File) -> list[str]:
+    """Find what is wrong in an open file of this format.
 
+    Names, dtypes, counts and references are checked, but neither the views nor the values of the maps. A file from
+    elsewhere must have passed `safety.find_danger` before.
 
-def foreign(file: h5py.File) -> str | None:
-    """Say why an open HDF5 file is not one that this version reads, or None where it is."""
-    if not is_ours(file):
-        return f"an HDF5 file of another program (its attribute 'format' is not {FORMAT!r})"
-    version = attribute(file, "format_version")
-    if not _is_integer(version) or version < 1:
-        return f"its format_version is {version!r}, not a whole number from 1: the file is damaged"
-    if version > VERSION:
-        return f"its format_version is {version}, and this gradlight reads up to {VERSION}: upgrade gradlight"
-    return None
+    Args:
+        file: The open file.
 
-
-def problems(file: h5py.File) -> list[str]:
-    """List what is wrong in an open file of this format, one sentence each; an empty list means it is sound.
-
-    Looks at names, kinds, counts and references, not at the views nor at the values of the maps. A file that others
-    may have made must have passed `guards.danger` before.
+    Returns:
+        One sentence per problem; none where the file is valid.
     """
-    found = [*_attribute_problems(file)]
+    problems = [*_attribute_problems(file)]
     for name in TABLES:
-        found += _table_problems(file, name)
+        problems += _table_problems(file, name)
     if not isinstance(file.get("maps"), h5py.Group):
-        found.append("the group /maps is missing")
-    # What follows compares the parts with one another, so they must be there.
-    return found or [*_row_problems(file), *_map_problems(file), *_scale_problems(file)]
+        problems.append("the group /maps is missing")
+    # The checks that follow compare the parts with one another, so all parts must exist.
+    return problems or [*_row_problems(file), *_map_problems(file), *_scale_problems(file)]
 
 
-def view_problems(views: Iterable[bytes], first: int = 0) -> Iterator[str]:
-    """Say which rows of /images/view, from the row first, are not the JSON of an object."""
+def find_view_problems(views: Iterable[bytes], first: int = 0) -> Iterator[str]:
+    """Find the rows of /images/view that are not the JSON of an object.
+
+    Args:
+        views: The rows.
+        first: The number of the first one.
+
+    Yields:
+        One sentence per row that is not.
+
+    Example:
+        >>> list(find_view_problems([b"{}", b"[]"]))
+        ['/images/view of row 1 is not the JSON of an object']
+    """
     for row, view in enumerate(views, first):
         if not _is_json(view.decode("utf-8", "surrogateescape"), (dict,)):
             yield f"/images/view of row {row} is not the JSON of an object"
 
 
-def summary(wrong: list[str]) -> str:
-    """Put problems into one line."""
-    more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-    return "; ".join(wrong[:3]) + more
+def format_problems(problems: list[str]) -> str:
+    """Format problems in one line.
+
+    Example:
+        >>> format_problems(["a", "b", "c", "d", "e"])
+        'a; b; c; and 2 more'
+    """
+    more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+    return "; ".join(problems[:3]) + more
 
 
 def _attribute_problems(file: h5py.File) -> Iterator[str]:
+    """Check the attributes of the root."""
     for name in _TEXT_ATTRIBUTES:
-        if not isinstance(attribute(file, name), str):
+        if not isinstance(read_attribute(file, name), str):
             yield f"the attribute '{name}' is missing or not a text"
     for name, kinds in _JSON_ATTRIBUTES.items():
-        if not _is_json(attribute(file, name), kinds):
+        if not _is_json(read_attribute(file, name), kinds):
             yield f"the attribute '{name}' is missing or not the JSON of an object"
-    if not isinstance(attribute(file, "complete"), bool | np.bool_):
+    if not isinstance(read_attribute(file, "complete"), bool | np.bool_):
         yield "the attribute 'complete' is missing or not a truth value"
-    pixels = np.asarray(attribute(file, "pixels"))
+    pixels = np.asarray(read_attribute(file, "pixels"))
     if pixels.shape != (2,) or pixels.dtype.kind not in "iu" or pixels.min() < 1:
         yield "the attribute 'pixels' is missing or not a height and a width"
 
 
 def _table_problems(file: h5py.File, name: str) -> Iterator[str]:
+    """Check that a table has all columns, of the right dtypes and the same length."""
     table = file.get(name)
     if not isinstance(table, h5py.Group):
         yield f"the group /{name} is missing"
@@ -98,23 +105,25 @@ def _table_problems(file: h5py.File, name: str) -> Iterator[str]:
 
 
 def _row_problems(file: h5py.File) -> Iterator[str]:
+    """Check the sizes of images, the references of targets to images, and the counts of shards."""
     images, targets = file["images"], file["targets"]
     count = len(images["path"])
     for name in ("width", "height"):
         sides = images[name][:]
-        for row in np.flatnonzero(sides < 1)[:_MOST]:
+        for row in np.flatnonzero(sides < 1)[:_MAX_ROWS]:
             yield f"/images/{name} of row {row} is {sides[row]}, less than 1"
     indexes = targets["image"][:]
-    for row in np.flatnonzero((indexes < 0) | (indexes >= count))[:_MOST]:
+    for row in np.flatnonzero((indexes < 0) | (indexes >= count))[:_MAX_ROWS]:
         yield f"/targets/image of row {row} is {indexes[row]}, but there are {count} images"
-    if shards := shard_list(attribute(file, "shards")):
+    if shards := parse_shard_list(read_attribute(file, "shards")):
         for position, table in enumerate(TABLES, 1):
-            named = sum(int(shard[position]) for shard in shards.files)
-            if named != (found := len(next(iter(file[table].values())))):
-                yield f"/{table} has {found} rows, but its shards have {named}"
+            expected = sum(int(shard[position]) for shard in shards.files)
+            if expected != (count := len(next(iter(file[table].values())))):
+                yield f"/{table} has {count} rows, but its shards have {expected}"
 
 
 def _map_problems(file: h5py.File) -> Iterator[str]:
+    """Check the dtypes, shapes and attributes of all maps."""
     rows = len(file["targets"]["image"])
     for method, group in file["maps"].items():
         if not isinstance(group, h5py.Group):
@@ -133,35 +142,34 @@ def _map_problems(file: h5py.File) -> Iterator[str]:
 
 
 def _layer_problems(where: str, names: tuple[str, str], dataset: h5py.Dataset) -> Iterator[str]:
+    """Check the attributes of a dataset of maps."""
     for key, name in zip(("method", "layer"), names, strict=True):
-        if (found := attribute(dataset, key)) is None or not isinstance(found, str) or found != name:
-            yield f"the attribute '{key}' of {where} is {found!r}, not {name!r}"
-    if not _is_integer(attribute(dataset, "depth")):
+        if not isinstance(value := read_attribute(dataset, key), str) or value != name:
+            yield f"the attribute '{key}' of {where} is {value!r}, not {name!r}"
+    if not is_integer(read_attribute(dataset, "depth")):
         yield f"the attribute 'depth' of {where} is missing or not a whole number"
-    stride = np.asarray(attribute(dataset, "stride"))
+    stride = np.asarray(read_attribute(dataset, "stride"))
     if stride.shape != (2,) or stride.dtype.kind not in "iuf" or not all(0 < side < math.inf for side in stride):
         yield f"the attribute 'stride' of {where} is missing or not two positive numbers"
 
 
 def _scale_problems(file: h5py.File) -> Iterator[str]:
+    """Check that maps of float16 have scales, and no others."""
     rows = len(file["targets"]["image"])
     scales = dict(map_datasets(file, "scale"))
     for key, dataset in map_datasets(file, "maps"):
-        scale, where = scales.pop(key, None), location("scale", key)
+        scale, where = scales.pop(key, None), dataset_path("scale", key)
         if dataset.dtype != np.float16:
             if scale is not None:
                 yield f"{where} is there, although the maps are not float16"
         elif scale is None or scale.dtype != np.float32 or scale.shape != (rows,):
             yield f"{where} is missing or not one float32 for each of {rows} maps of float16"
     for key in scales:
-        yield f"{location('scale', key)} has no maps"
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+        yield f"{dataset_path('scale', key)} has no maps"
 
 
 def _is_json(text: object, kinds: tuple[type, ...]) -> bool:
+    """Tell whether a text is the JSON of one of these types."""
     try:
         return isinstance(text, str) and isinstance(json.loads(text), kinds)
     except (ValueError, RecursionError):
@@ -169,6 +177,7 @@ def _is_json(text: object, kinds: tuple[type, ...]) -> bool:
 
 
 def _is_kind(dtype: np.dtype, kind: str) -> bool:
+    """Tell whether a dtype can hold a kind of column."""
     if kind in ("text", "json"):
         return h5py.check_string_dtype(dtype) is not None
     return dtype.kind in {"integer": "iu", "number": "f"}[kind]

@@ -1,4 +1,4 @@
-"""Generated scenes with exact truth: drawn from a seed (`generator`), and described in sentences (`grammar`)."""
+"""Generated scenes with exact ground truth: drawn from a seed (`generator`), described in sentences (`grammar`)."""
 
 from .generator import CLASSES, HELD_OUT, SAMPLES, SEEDS, TRAINING, Scene, SceneObject, draw
 

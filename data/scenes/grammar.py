@@ -1,4 +1,4 @@
-"""The sentences of the generated scenes: taken apart, and held against what a scene shows."""
+"""The grammar of the captions of generated scenes: parsing a sentence, and checking it against a scene."""
 
 from __future__ import annotations
 
@@ -19,12 +19,23 @@ WORDS = sorted(
     {*KINDS, *COLOURS, *_SIZES, *_NUMBERS, *(word for words in _RELATIONS.values() for word in words)}
     | {"a", "an", "and", "there", "is", "are", "of", "picture", "alone", "objects"}
 )
-"""Every word that a sentence about a scene can have."""
+"""All words of the grammar."""
 
 
 @dataclass(frozen=True)
 class Named:
-    """An object as a sentence names it; start is the position of its article, and its words follow."""
+    """An object as a sentence names it.
+
+    Attributes:
+        size: "small", "large", or "" where the sentence does not say it.
+        colour: The colour.
+        kind: The shape.
+        start: The position of its article in the sentence; its other words follow.
+
+    Example:
+        >>> Named("small", "red", "star", start=0).positions
+        {'red': 2, 'star': 3}
+    """
 
     size: str
     colour: str
@@ -33,18 +44,28 @@ class Named:
 
     @property
     def positions(self) -> dict[str, int]:
-        """The positions of its colour and its shape in the sentence."""
+        """The positions of the words for its colour and its shape in the sentence."""
         first = self.start + (2 if self.size else 1)
         return {self.colour: first, self.kind: first + 1}
 
     def fits(self, thing: SceneObject) -> bool:
-        """Tell whether an object is such a one; a size that is not said may be any."""
+        """Tell whether an object has this colour and shape, and this size where the sentence says one."""
         return (self.colour, self.kind) == (thing.colour, thing.kind) and self.size in ("", thing.scale)
 
 
 @dataclass(frozen=True)
 class Statement:
-    """What a sentence says: the objects it names, how the first lies to the second, and how many there are."""
+    """The meaning of a sentence.
+
+    Attributes:
+        named: The objects that it names.
+        relation: "above", "below", "left of" or "right of", of the first object to the second; "" without one.
+        count: The number of objects in the scene, None where the sentence does not say it.
+
+    Example:
+        >>> parse("there are two objects".split())
+        Statement(named=(), relation='', count=2)
+    """
 
     named: tuple[Named, ...] = ()
     relation: str = ""
@@ -52,12 +73,26 @@ class Statement:
 
 
 def parse(words: Sequence[str]) -> Statement | None:
-    """Take a sentence of the scenes' grammar apart; None for any other sequence of words."""
+    """Parse a sentence.
+
+    Args:
+        words: The words of the sentence.
+
+    Returns:
+        The meaning, or None where the words are not a sentence of the grammar.
+
+    Example:
+        >>> statement = parse("a red star above an orange ring".split())
+        >>> statement.relation, [named.kind for named in statement.named]
+        ('above', ['star', 'ring'])
+        >>> parse("star red a".split()) is None
+        True
+    """
     words = tuple(words)
     if len(words) == 4 and words[:2] == ("there", "are") and words[2] in _NUMBERS and words[3] == "objects":
         return Statement(count=_NUMBERS.index(words[2]) + 2)
-    at = next((len(opening) for opening in _OPENINGS if words[: len(opening)] == opening), 0)
-    first = _read_named(words, at)
+    start = next((len(opening) for opening in _OPENINGS if words[: len(opening)] == opening), 0)
+    first = _read_named(words, start)
     if first is None:
         return None
     named, end = [first[0]], first[1]
@@ -77,30 +112,58 @@ def parse(words: Sequence[str]) -> Statement | None:
 
 
 def is_true(scene: Scene, words: Sequence[str]) -> bool:
-    """Tell whether a sentence is of the grammar and all of it true: objects, colours, sizes, relation, number."""
-    said = parse(words)
-    if said is None or said.count not in (None, len(scene.objects)):
+    """Tell whether a sentence belongs to the grammar and is true in all it says.
+
+    Args:
+        scene: The scene that the sentence describes.
+        words: The words of the sentence.
+
+    Returns:
+        True where the objects, colours, sizes, relation and number are all those of the scene.
+
+    Example:
+        >>> from gradlight.data.scenes import draw
+        >>> scene = draw(0)
+        >>> is_true(scene, scene.captions[0].split()), is_true(scene, "a red ring".split())
+        (True, False)
+    """
+    statement = parse(words)
+    if statement is None or statement.count not in (None, len(scene.objects)):
         return False
-    return any(True for _ in _assignments(scene, said)) if said.named else True
+    return any(True for _ in _assignments(scene, statement)) if statement.named else True
 
 
 def objects_of(scene: Scene, words: Sequence[str]) -> dict[int, SceneObject]:
-    """Give the object that the word at each position of a true sentence is about: its colour's and its shape's."""
-    said = parse(words)
-    things = next(_assignments(scene, said), ()) if said is not None else ()
-    pairs = zip(said.named if said is not None else (), things, strict=False)
+    """Find the object that each colour word and shape word of a true sentence refers to.
+
+    Args:
+        scene: The scene that the sentence describes.
+        words: The words of the sentence.
+
+    Returns:
+        Position of the word → object; empty where the sentence is not true.
+
+    Example:
+        >>> from gradlight.data.scenes import draw
+        >>> sorted(objects_of(draw(0), "a white heart and a purple circle".split()))
+        [1, 2, 5, 6]
+    """
+    statement = parse(words)
+    things = next(_assignments(scene, statement), ()) if statement is not None else ()
+    pairs = zip(statement.named if statement is not None else (), things, strict=False)
     return {position: thing for named, thing in pairs for position in named.positions.values()}
 
 
-def _assignments(scene: Scene, said: Statement) -> Iterator[tuple[SceneObject, ...]]:
-    for things in permutations(scene.objects, len(said.named)):
-        fitting = all(named.fits(thing) for named, thing in zip(said.named, things, strict=True))
-        if fitting and (not said.relation or relation(things[0], things[1]) == said.relation):
+def _assignments(scene: Scene, statement: Statement) -> Iterator[tuple[SceneObject, ...]]:
+    """Give every way to choose objects of the scene for those that a sentence names, so that it is true."""
+    for things in permutations(scene.objects, len(statement.named)):
+        fitting = all(named.fits(thing) for named, thing in zip(statement.named, things, strict=True))
+        if fitting and (not statement.relation or relation(things[0], things[1]) == statement.relation):
             yield things
 
 
 def _read_named(words: tuple[str, ...], at: int) -> tuple[Named, int] | None:
-    """Read "a small red star" at a position: what it names, and where the next word is."""
+    """Parse "a small red star" from a position on: the object, and the position of the next word."""
     size = words[at + 1] if words[at + 1 : at + 2] and words[at + 1] in _SIZES else ""
     colour_at = at + (2 if size else 1)
     article, rest = words[at : at + 1], words[colour_at : colour_at + 2]

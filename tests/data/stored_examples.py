@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from gradlight.data.hdf5.writer import ImageRow, LayerRow, StoredMaps, TargetRow, write
+from gradlight.data.hdf5.schema import ImageRow, LayerRow, StoredMaps, TargetRow
+from gradlight.data.hdf5.writer import write
 
 ARCHIVES = Path(__file__).parents[1] / "archives" / "v1"
 KEPT = ARCHIVES / "maps_v1.h5"

@@ -24,8 +24,8 @@ from gradlight.data.datasets.annotations import (
     AnnotatedPhoto,
     PhotoFolder,
     RunLengths,
-    decode,
-    fill,
+    decode_run_lengths,
+    fill_polygon,
     read_document,
 )
 from gradlight.data.datasets.coco import read_instances
@@ -301,7 +301,7 @@ def test_a_document_is_any_json(tmp_path: Path) -> None:
 
 
 def test_run_lengths_go_down_the_columns() -> None:
-    mask = decode(np.array([2, 3, 1]), 3, 2)
+    mask = decode_run_lengths(np.array([2, 3, 1]), 3, 2)
     assert mask.astype(int).tolist() == [[0, 1], [0, 1], [1, 0]]
 
 
@@ -310,13 +310,13 @@ def test_run_lengths_of_any_mask_give_it_back(height: int, width: int, random: A
     mask = np.array([[random.random() < 0.5 for _ in range(width)] for _ in range(height)])
     flat = np.concatenate([[False], mask.T.ravel()])
     ends = [0, *(np.flatnonzero(np.diff(flat)).tolist()), height * width]
-    assert (decode(np.diff(ends), height, width) == mask).all()
+    assert (decode_run_lengths(np.diff(ends), height, width) == mask).all()
 
 
 @pytest.mark.parametrize("counts", [[], [5], [3, 4], [-1, 7], [10**18] * 12, [2**62] * 4 + [6]])
 def test_run_lengths_of_another_size_are_refused(counts: list[int]) -> None:
     with pytest.raises(GradlightError, match="do not fill a mask of 2 x 3"):
-        decode(np.array(counts, np.int64), 3, 2)
+        decode_run_lengths(np.array(counts, np.int64), 3, 2)
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 14)), min_size=3, max_size=9))
@@ -328,7 +328,7 @@ def test_polygons_cover_what_is_surely_inside_and_nothing_that_is_surely_outside
     drawn = Image.new("1", (20 * fine, 14 * fine))
     edge = Image.new("1", drawn.size)
     scaled = [(x * fine - 0.5, y * fine - 0.5) for x, y in corners]
-    mask = fill(np.array(corners, float), 14, 20)
+    mask = fill_polygon(np.array(corners, float), 14, 20)
     # Pillow fills by the even-odd rule too.
     ImageDraw.Draw(drawn).polygon(scaled, fill=1)
     ImageDraw.Draw(edge).line([*scaled, scaled[0]], fill=1, width=8)
@@ -339,10 +339,10 @@ def test_polygons_cover_what_is_surely_inside_and_nothing_that_is_surely_outside
 
 def test_a_polygon_is_cut_off_at_the_picture_and_refused_far_outside() -> None:
     around = np.array([[-3.0, -2], [12, -2], [12, 9], [-3, 9]])
-    assert fill(around, 6, 8).all()
+    assert fill_polygon(around, 6, 8).all()
     for far in (1e9, float("nan"), float("inf")):
         with pytest.raises(GradlightError, match="far outside its picture of 8 x 6, or is not finite"):
-            fill(np.array([[0, 0], [far, 0], [0, 5]]), 6, 8)
+            fill_polygon(np.array([[0, 0], [far, 0], [0, 5]]), 6, 8)
 
 
 def test_a_mask_of_another_size_is_refused() -> None:

@@ -325,7 +325,7 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes, message: str) -
 
 
 def test_a_file_beyond_all_measure_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "_MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(documents, "_MAX_BYTES", 1 << 20)
     path = write(tmp_path, b" " * (1 << 20) + b"{}")
     with pytest.raises(GradlightError, match=r"larger than 1 MiB\. No such file is so large"):
         read_captions(path, tmp_path)

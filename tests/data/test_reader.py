@@ -20,9 +20,9 @@ from stored_examples import KEPT, KEPT_HALF, KEPT_INDEX, example, shard, togethe
 
 from gradlight import GradlightError
 from gradlight.data.hdf5 import shards as virtual
-from gradlight.data.hdf5 import writer as store
+from gradlight.data.hdf5 import writer
 from gradlight.data.hdf5.reader import MapsFile
-from gradlight.data.hdf5.writer import Failure, ImageRow, LayerRow, StoredMaps, TargetRow
+from gradlight.data.hdf5.schema import Failure, ImageRow, LayerRow, StoredMaps, TargetRow
 
 KEY = ("normgrad", "layer1")
 
@@ -114,7 +114,7 @@ def test_unknown_key_names_the_nearest() -> None:
 def test_only_the_rows_asked_for_come_from_disk(tmp_path: Path) -> None:
     path = tmp_path / "maps.h5"
     stored = many(2000)
-    store.write(path, stored)
+    writer.write(path, stored)
     with h5py.File(path) as file:
         chunk = file["maps/a/layer1"].id.get_chunk_info(0)
     content = bytearray(path.read_bytes())
@@ -128,7 +128,7 @@ def test_only_the_rows_asked_for_come_from_disk(tmp_path: Path) -> None:
 
 
 def test_opening_many_rows_is_quick(tmp_path: Path) -> None:
-    store.write(tmp_path / "maps.h5", many(10_000))
+    writer.write(tmp_path / "maps.h5", many(10_000))
     start = time.process_time()
     with MapsFile(tmp_path / "maps.h5") as file:
         assert file.images[9_999].view == {"crop": [9_999, 0, 224, 224]}
@@ -138,7 +138,7 @@ def test_opening_many_rows_is_quick(tmp_path: Path) -> None:
 
 def test_views_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "maps.h5"
-    store.write(path, example())
+    writer.write(path, example())
     with h5py.File(path, "a") as file:
         file["images/view"][1] = "[" * 100_000
     with MapsFile(path) as file:
@@ -175,10 +175,10 @@ def test_pickled_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_unpickled_after_the_file_was_replaced(tmp_path: Path) -> None:
     path = tmp_path / "maps.h5"
-    store.write(path, example())
+    writer.write(path, example())
     with MapsFile(path) as file:
         packed = pickle.dumps(file)
-    store.write(path, many(5))
+    writer.write(path, many(5))
     with pytest.raises(GradlightError, match=r"maps\.h5: changed since it was opened\. Open it again"):
         pickle.loads(packed)
 
@@ -261,7 +261,7 @@ def test_what_is_no_path() -> None:
 
 def test_a_file_that_is_refused_stays_open_nowhere(tmp_path: Path) -> None:
     path = tmp_path / "maps.h5"
-    store.write(path, example())
+    writer.write(path, example())
     with h5py.File(path, "a") as file:
         del file["images"]
     with pytest.raises(GradlightError, match="the group /images is missing"):

@@ -19,13 +19,12 @@ import numpy as np
 import pytest
 from stored_examples import KEPT, KEPT_HALF, KEPT_INDEX, assert_equal, example, shard, together, write_shards
 
-from gradlight import GradlightError
-from gradlight import files as spill
+from gradlight import GradlightError, files
+from gradlight.data.hdf5 import reader, writer
 from gradlight.data.hdf5 import shards as virtual
-from gradlight.data.hdf5 import writer as store
 from gradlight.data.hdf5.reader import MapsFile
+from gradlight.data.hdf5.schema import LayerRow, StoredMaps
 from gradlight.data.hdf5.verify import verify
-from gradlight.data.hdf5.writer import LayerRow, StoredMaps
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = ("normgrad", "layer1")
@@ -64,8 +63,8 @@ def test_index_is_read_as_one_file(tmp_path: Path, dtype: str, name: str) -> Non
     index = tmp_path / f"{name}.h5"
     virtual.write_index(index, paths)
     assert verify(index) == []
-    parts = {key: np.concatenate([store.read(paths[i]).maps[key] for i in (0, 2)]) for key in expected().maps}
-    assert_equal(store.read(index), dataclasses.replace(expected(), maps=parts))
+    parts = {key: np.concatenate([reader.read(paths[i]).maps[key] for i in (0, 2)]) for key in expected().maps}
+    assert_equal(reader.read(index), dataclasses.replace(expected(), maps=parts))
     with h5py.File(index) as file:  # and by a plain reader
         for (method, layer), maps in parts.items():
             found = file[f"maps/{method}/{layer}"]
@@ -82,7 +81,7 @@ def test_index_and_folder_move_together(tmp_path: Path, paths: list[Path]) -> No
     new.mkdir()
     (tmp_path / "maps.shards").rename(new / "maps.shards")
     (tmp_path / "maps.h5").rename(new / "renamed.h5")
-    assert_equal(store.read(new / "renamed.h5"), expected())
+    assert_equal(reader.read(new / "renamed.h5"), expected())
     with h5py.File(new / "renamed.h5") as file:
         assert np.array_equal(file["maps/normgrad/layer1"][:], expected().maps[KEY])
     assert verify(new / "renamed.h5") == []
@@ -95,7 +94,7 @@ def test_index_within_a_linked_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "maps.shards").symlink_to(tmp_path / "large disk" / "maps.shards")
     monkeypatch.chdir(tmp_path)
     virtual.write_index("maps.h5", [f"maps.shards/shard-{number:05}.h5" for number in range(3)])
-    assert_equal(store.read("maps.h5"), expected())
+    assert_equal(reader.read("maps.h5"), expected())
 
 
 def test_missing_shard_is_an_error_and_never_zeros(tmp_path: Path, paths: list[Path]) -> None:
@@ -108,7 +107,7 @@ def test_missing_shard_is_an_error_and_never_zeros(tmp_path: Path, paths: list[P
         with pytest.raises(GradlightError, match=r"shard-00002\.h5: cannot be opened: No such file"):
             file.read(KEY, np.s_[5:7])
     with pytest.raises(GradlightError, match=r"shard-00002\.h5: cannot be opened: No such file"):
-        store.read(index)
+        reader.read(index)
     (problem,) = verify(index)
     assert re.search(r"shard-00002\.h5: cannot be opened: No such file", problem)
     with h5py.File(index) as file:  # a plain reader gets what cannot be taken for a map
@@ -120,7 +119,7 @@ def test_missing_shard_is_an_error_and_never_zeros(tmp_path: Path, paths: list[P
 def test_index_over_failures_alone(tmp_path: Path, dtype: str) -> None:
     paths = write_shards(tmp_path / "maps.shards", [shard(0, 0), shard(0, 1)], dtype=dtype)
     virtual.write_index(tmp_path / "maps.h5", paths)
-    assert_equal(store.read(tmp_path / "maps.h5"), together([shard(0, 0), shard(0, 1)]))
+    assert_equal(reader.read(tmp_path / "maps.h5"), together([shard(0, 0), shard(0, 1)]))
     assert verify(tmp_path / "maps.h5") == []
 
 
@@ -139,7 +138,7 @@ def test_versions_of_all_shards_are_named(tmp_path: Path) -> None:
     versions = ["0.2.0", "0.1.0", "0.2.0"]
     shards = [shard(1, number, gradlight_version=version) for number, version in enumerate(versions)]
     virtual.write_index(tmp_path / "maps.h5", write_shards(tmp_path / "maps.shards", shards))
-    assert store.read(tmp_path / "maps.h5").gradlight_version == "0.2.0, 0.1.0"
+    assert reader.read(tmp_path / "maps.h5").gradlight_version == "0.2.0, 0.1.0"
 
 
 # ---- what does not belong together
@@ -184,7 +183,7 @@ DIFFERENT: list[tuple[StoredMaps, dict[str, Any], str]] = [
 @pytest.mark.parametrize(("part", "options", "message"), DIFFERENT)
 def test_shards_that_differ(tmp_path: Path, part: StoredMaps, options: dict[str, Any], message: str) -> None:
     paths = write_shards(tmp_path / "maps.shards", [shard(0, 5, maps={}, layers={}), shard(2, 0), part])
-    store.write(paths[2], part, **options)
+    writer.write(paths[2], part, **options)
     for work in (virtual.write_index, virtual.copy_into):
         with pytest.raises(GradlightError, match=rf"shard-00002\.h5 and .*shard-0000[01]\.h5 do not bel.*{message}"):
             work(tmp_path / "maps.h5", paths)
@@ -229,7 +228,7 @@ def test_an_index_is_no_shard(tmp_path: Path) -> None:
     with pytest.raises(GradlightError, match=r"maps\.shards/x\.h5: is itself an index"):
         virtual.write_index(tmp_path / "maps.h5", [folder / "x.h5"])
     virtual.copy_into(tmp_path / "maps.h5", [folder / "x.h5"])  # but it can be copied
-    assert_equal(store.read(tmp_path / "maps.h5"), shard(1, 0))
+    assert_equal(reader.read(tmp_path / "maps.h5"), shard(1, 0))
 
 
 def test_shard_that_cannot_be_read(tmp_path: Path, paths: list[Path]) -> None:
@@ -250,7 +249,7 @@ def test_foreign_file_is_not_replaced_unless_asked(
         work(path, paths)
     assert path.read_bytes() == b"my notes"
     work(path, paths, overwrite=True)
-    assert_equal(store.read(path), expected())
+    assert_equal(reader.read(path), expected())
     work(path, paths)  # its own file it replaces
     assert names(tmp_path) == ["maps.h5", "maps.shards"]
 
@@ -267,7 +266,7 @@ def test_copied_bit_for_bit(tmp_path: Path, dtype: str, compression: str | None)
     assert (tmp_path / "maps.h5").read_bytes() == (tmp_path / "again.h5").read_bytes()
     shutil.rmtree(tmp_path / "maps.shards")
     assert verify(tmp_path / "maps.h5") == []
-    found, sound = store.read(tmp_path / "maps.h5"), expected()
+    found, sound = reader.read(tmp_path / "maps.h5"), expected()
     if dtype == "float16":
         for key, maps in sound.maps.items():
             largest = np.abs(maps).max(axis=(1, 2), keepdims=True)
@@ -285,7 +284,7 @@ def test_copied_bit_for_bit(tmp_path: Path, dtype: str, compression: str | None)
 
 def test_copy_equals_one_file_written_at_once(tmp_path: Path, paths: list[Path]) -> None:
     virtual.copy_into(tmp_path / "maps.h5", paths)
-    store.write(tmp_path / "whole.h5", expected())
+    writer.write(tmp_path / "whole.h5", expected())
     with h5py.File(tmp_path / "maps.h5") as copy, h5py.File(tmp_path / "whole.h5") as whole:
         assert dict(copy.attrs, pixels=0) == dict(whole.attrs, pixels=0)
         assert copy["maps/grad_cam/layer1"].chunks == whole["maps/grad_cam/layer1"].chunks
@@ -294,7 +293,7 @@ def test_copy_equals_one_file_written_at_once(tmp_path: Path, paths: list[Path])
 def test_many_blocks(tmp_path: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(virtual, "_BLOCK_BYTES", 400)  # two maps
     virtual.copy_into(tmp_path / "maps.h5", paths)
-    assert_equal(store.read(tmp_path / "maps.h5"), expected())
+    assert_equal(reader.read(tmp_path / "maps.h5"), expected())
 
 
 def test_a_file_is_not_copied_into_itself(paths: list[Path]) -> None:
@@ -314,8 +313,7 @@ def test_copying_takes_little_memory(tmp_path: Path) -> None:
         os.link(first, path)
     code = """if True:
         import resource, sys
-        from gradlight.data.hdf5 import shards as virtual
-        from gradlight.data.hdf5 import writer as store
+        from gradlight.data.hdf5 import reader, shards as virtual, writer
         virtual.copy_into(sys.argv[1], sys.argv[2:3])
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         virtual.copy_into(sys.argv[1], sys.argv[2:], compression=None)
@@ -335,15 +333,14 @@ def test_file_system_that_is_full(tmp_path: Path, noticed: str) -> None:
     values = np.random.default_rng(0).random((100, 100, 100), np.float32)
     part = shard(50, 0, maps={KEY: values}, layers={KEY: LayerRow(*KEY, 3, (1.0, 1.0))})
     paths = write_shards(tmp_path / "maps.shards", [part, part], compression=None)
-    store.write(tmp_path / "maps.h5", example())
+    writer.write(tmp_path / "maps.h5", example())
     code = """if True:
         import resource, sys
         from gradlight import GradlightError
-        from gradlight import files as spill
-        from gradlight.data.hdf5 import shards as virtual
-        from gradlight.data.hdf5 import writer as store
+        from gradlight import files
+        from gradlight.data.hdf5 import reader, shards as virtual, writer
         if sys.argv[2] != "0":
-            spill._reserve = lambda *_: None
+            files._check_space = lambda *_: None
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), limits[1]))
         virtual._BLOCK_BYTES = 2**19
@@ -353,9 +350,9 @@ def test_file_system_that_is_full(tmp_path: Path, noticed: str) -> None:
             except GradlightError as error:
                 print(error)
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        print(store.read(sys.argv[3]).weights_sha256)
+        print(reader.read(sys.argv[3]).weights_sha256)
         virtual.copy_into(sys.argv[3], sys.argv[4:])
-        print(len(store.read(sys.argv[3]).targets))
+        print(len(reader.read(sys.argv[3]).targets))
     """
     limit = {"before": 10_000, "while writing": 10_000, "at the end": 6_000_000}[noticed]
     command = [
@@ -383,7 +380,7 @@ def test_file_system_that_is_full(tmp_path: Path, noticed: str) -> None:
 def test_failure_on_the_way_leaves_everything_as_it_was(
     tmp_path: Path, paths: list[Path], monkeypatch: pytest.MonkeyPatch, function: str, failure: BaseException
 ) -> None:
-    store.write(tmp_path / "maps.h5", example())
+    writer.write(tmp_path / "maps.h5", example())
     before = (tmp_path / "maps.h5").read_bytes()
 
     def fail(*_: object) -> None:
@@ -399,10 +396,10 @@ def test_failure_on_the_way_leaves_everything_as_it_was(
 
 def test_space_is_looked_for_where_it_cannot_be_reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "posix_fallocate")
-    with spill.spilling(tmp_path / "a", 1000) as stream:
+    with files.replacing_large(tmp_path / "a", 1000) as stream:
         stream.write(b"abc")
     assert (tmp_path / "a").read_bytes() == b"abc"
-    with pytest.raises(OSError, match="bytes are needed"), spill.spilling(tmp_path / "a", 2**62):
+    with pytest.raises(OSError, match="bytes are needed"), files.replacing_large(tmp_path / "a", 2**62):
         pass
     assert (tmp_path / "a").read_bytes() == b"abc"
     assert names(tmp_path) == ["a"]
@@ -475,10 +472,10 @@ def test_index_and_shards_that_no_longer_agree(tmp_path: Path, paths: list[Path]
         (shard(1, 2), "has 2 rows of /targets, and its index says 4"),
     ]
     for part, message in changed:
-        store.write(paths[2], part)
+        writer.write(paths[2], part)
         found = verify(tmp_path / "maps.h5")
         assert any(re.search(rf"shard-00002\.h5: {message}", problem) for problem in found), found
-    store.write(paths[2], sound)
+    writer.write(paths[2], sound)
     assert verify(tmp_path / "maps.h5") == []
 
 
@@ -497,7 +494,7 @@ def test_every_damaged_byte_is_found(tmp_path: Path) -> None:
             (problem,) = verify(whole)
             assert problem.startswith(f"{path}: damaged or truncated") or not content[-48:].startswith(SEALS)
             with pytest.raises(GradlightError, match=r"\.h5: (damaged or truncated|not an HDF5 file)"):
-                store.read(path)
+                reader.read(path)
         path.write_bytes(sound)
     assert verify(index) == []
 
@@ -514,12 +511,12 @@ def test_broken_seal_of_an_index_is_seen_before_hdf5_opens_it(tmp_path: Path, pa
 
 
 def test_seal_goes_when_another_program_writes(tmp_path: Path) -> None:
-    store.write(tmp_path / "maps.h5", example())
+    writer.write(tmp_path / "maps.h5", example())
     assert (tmp_path / "maps.h5").read_bytes()[-48:].startswith(SEALS)
     edited(tmp_path / "maps.h5", lambda file: file["targets/label"].__setitem__(0, "other"))
     assert not (tmp_path / "maps.h5").read_bytes()[-48:].startswith(SEALS)
     assert verify(tmp_path / "maps.h5") == []
-    assert store.read(tmp_path / "maps.h5").targets[0].label == "other"
+    assert reader.read(tmp_path / "maps.h5").targets[0].label == "other"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -19,11 +19,9 @@ from hypothesis.extra import numpy as hnp
 from stored_examples import KEPT, KEPT_HALF, KEPT_INDEX, assert_equal, changed, example, ramp, shard, together
 
 from gradlight import GradlightError
-from gradlight.data.hdf5 import schema
-from gradlight.data.hdf5 import validation as checks
-from gradlight.data.hdf5 import writer as store
+from gradlight.data.hdf5 import reader, schema, validation, writer
 from gradlight.data.hdf5.reader import MapsFile
-from gradlight.data.hdf5.writer import ImageRow, LayerRow, StoredMaps, TargetRow
+from gradlight.data.hdf5.schema import ImageRow, LayerRow, StoredMaps, TargetRow
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     path = tmp_path / "maps.h5"
-    store.write(path, example())
+    writer.write(path, example())
     return path
 
 
@@ -78,20 +76,20 @@ def contents(draw: st.DrawFn) -> StoredMaps:
 def test_what_is_written_is_read(stored: StoredMaps, compression: str | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "maps.h5"
-        store.write(path, stored, compression=compression)
-        assert_equal(store.read(path), stored)
+        writer.write(path, stored, compression=compression)
+        assert_equal(reader.read(path), stored)
         assert os.listdir(folder) == ["maps.h5"]
 
 
 def test_kept_file_of_version_1_stays_readable() -> None:
-    assert_equal(store.read(KEPT), example())
+    assert_equal(reader.read(KEPT), example())
     with h5py.File(KEPT) as file:
         assert file.attrs["format_version"] == 1
 
 
 def test_kept_file_of_float16_stays_readable() -> None:
     expected = example()
-    found = store.read(KEPT_HALF)
+    found = reader.read(KEPT_HALF)
     for key, values in expected.maps.items():
         assert close_enough(found.maps[key], values)
     expected.maps = found.maps
@@ -103,7 +101,7 @@ def test_kept_file_of_float16_stays_readable() -> None:
 
 def test_kept_index_stays_readable() -> None:
     expected = together([shard(2, 0), shard(1, 1)])
-    assert_equal(store.read(KEPT_INDEX), expected)
+    assert_equal(reader.read(KEPT_INDEX), expected)
     with h5py.File(KEPT_INDEX) as file:
         assert file["maps/normgrad/layer1"].is_virtual
         assert np.array_equal(file["maps/normgrad/layer1"][:], expected.maps["normgrad", "layer1"])
@@ -122,26 +120,26 @@ def close_enough(found: np.ndarray, values: np.ndarray) -> bool:
 def test_float16_keeps_maps_of_any_magnitude(tmp_path: Path, magnitude: float) -> None:
     values = (np.random.default_rng(0).uniform(-1, 1, (3, 20, 20)) * magnitude).astype(np.float32)
     values[1] = 0
-    store.write(tmp_path / "maps.h5", with_maps(values), dtype="float16")
-    found = store.read(tmp_path / "maps.h5").maps[KEY]
+    writer.write(tmp_path / "maps.h5", with_maps(values), dtype="float16")
+    found = reader.read(tmp_path / "maps.h5").maps[KEY]
     assert found.dtype == np.float32
     assert close_enough(found, values)
     assert not found[1].any()
     assert found[0].any()
     assert (np.abs(found).max(axis=(1, 2)) == np.abs(values).max(axis=(1, 2))).all()
     # and a second time nothing changes any more
-    store.write(tmp_path / "again.h5", with_maps(found), dtype="float16")
-    assert np.array_equal(store.read(tmp_path / "again.h5").maps[KEY], found)
+    writer.write(tmp_path / "again.h5", with_maps(found), dtype="float16")
+    assert np.array_equal(reader.read(tmp_path / "again.h5").maps[KEY], found)
 
 
 def test_smallest_numbers_of_all_in_float16(tmp_path: Path) -> None:
     values = np.full((3, 2, 2), np.float32(1e-45))
-    store.write(tmp_path / "maps.h5", with_maps(values), dtype="float16")
-    assert np.array_equal(store.read(tmp_path / "maps.h5").maps[KEY], values)
+    writer.write(tmp_path / "maps.h5", with_maps(values), dtype="float16")
+    assert np.array_equal(reader.read(tmp_path / "maps.h5").maps[KEY], values)
 
 
 def test_plain_h5py_reads_float16(tmp_path: Path) -> None:
-    store.write(tmp_path / "maps.h5", example(), dtype="float16")
+    writer.write(tmp_path / "maps.h5", example(), dtype="float16")
     with h5py.File(tmp_path / "maps.h5") as file:
         assert set(file["scale"]) == set(file["maps"])
         maps, scale = file["maps/selective_normgrad/layer3"], file["scale/selective_normgrad/layer3"]
@@ -154,21 +152,21 @@ def test_plain_h5py_reads_float16(tmp_path: Path) -> None:
 
 def test_unknown_dtype(tmp_path: Path) -> None:
     with pytest.raises(GradlightError, match=r"dtype is 'float32' or 'float16', got 'float61'\. Did you mean"):
-        store.write(tmp_path / "maps.h5", example(), dtype="float61")
+        writer.write(tmp_path / "maps.h5", example(), dtype="float61")
     assert os.listdir(tmp_path) == []
 
 
 def test_the_same_maps_give_the_same_bytes(saved: Path) -> None:
-    assert bytes(store.encode(example())) == bytes(store.encode(example())) == saved.read_bytes()
-    assert bytes(store.encode(example(), dtype="float16")) != saved.read_bytes()
+    assert bytes(writer.encode(example())) == bytes(writer.encode(example())) == saved.read_bytes()
+    assert bytes(writer.encode(example(), dtype="float16")) != saved.read_bytes()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_blosc_where_it_is_installed(tmp_path: Path, dtype: str) -> None:
     pytest.importorskip("hdf5plugin")
-    store.write(tmp_path / "maps.h5", example(), compression="blosc", dtype=dtype)
-    store.write(tmp_path / "plain.h5", example(), dtype=dtype)
-    assert_equal(store.read(tmp_path / "maps.h5"), store.read(tmp_path / "plain.h5"))
+    writer.write(tmp_path / "maps.h5", example(), compression="blosc", dtype=dtype)
+    writer.write(tmp_path / "plain.h5", example(), dtype=dtype)
+    assert_equal(reader.read(tmp_path / "maps.h5"), reader.read(tmp_path / "plain.h5"))
     with h5py.File(tmp_path / "maps.h5") as file:
         properties = file["maps/grad_cam/layer3"].id.get_create_plist()
         assert [properties.get_filter(i)[0] for i in range(properties.get_nfilters())] == [32001, 3]
@@ -176,14 +174,13 @@ def test_blosc_where_it_is_installed(tmp_path: Path, dtype: str) -> None:
 
 def test_blosc_where_it_is_not_installed(tmp_path: Path) -> None:
     pytest.importorskip("hdf5plugin")
-    store.write(tmp_path / "maps.h5", example(), compression="blosc")
+    writer.write(tmp_path / "maps.h5", example(), compression="blosc")
     code = """if True:
         import sys
         sys.modules["hdf5plugin"] = None
         from gradlight import GradlightError
-        from gradlight.data.hdf5 import verify
-        from gradlight.data.hdf5 import writer as store
-        for work in (lambda: store.read(sys.argv[1]), lambda: store.write(sys.argv[2], None, compression="blosc")):
+        from gradlight.data.hdf5 import reader, verify, writer
+        for work in (lambda: reader.read(sys.argv[1]), lambda: writer.write(sys.argv[2], None, compression="blosc")):
             try:
                 work()
             except GradlightError as error:
@@ -205,19 +202,19 @@ def test_blosc_where_it_is_not_installed(tmp_path: Path) -> None:
 def test_maps_too_large_for_a_compression(tmp_path: Path) -> None:
     large = with_maps(np.zeros((3, 1025, 1024), np.float32))
     with pytest.raises(GradlightError, match=r"'grad_cam' at layer 'layer3' have 4,198,400 bytes .*'lzf' takes up to"):
-        store.write(tmp_path / "maps.h5", large, compression="lzf")
+        writer.write(tmp_path / "maps.h5", large, compression="lzf")
     assert os.listdir(tmp_path) == []
-    store.write(tmp_path / "maps.h5", large)
-    assert store.read(tmp_path / "maps.h5").maps[KEY].shape == (3, 1025, 1024)
+    writer.write(tmp_path / "maps.h5", large)
+    assert reader.read(tmp_path / "maps.h5").maps[KEY].shape == (3, 1025, 1024)
 
 
 def test_few_bytes_that_stand_for_gigabytes_are_not_read_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.write(tmp_path / "maps.h5", with_maps(np.zeros((3, 1000, 1000), np.float32)))
-    monkeypatch.setattr("gradlight.data.hdf5.writer._MANY_BYTES", 2**20)
+    writer.write(tmp_path / "maps.h5", with_maps(np.zeros((3, 1000, 1000), np.float32)))
+    monkeypatch.setattr("gradlight.data.hdf5.reader._BOMB_BYTES", 2**20)
     with pytest.raises(GradlightError, match=r"stand for 12,000,000 bytes of maps\. Read them a few rows at a time"):
-        store.read(tmp_path / "maps.h5")
+        reader.read(tmp_path / "maps.h5")
     with MapsFile(tmp_path / "maps.h5") as file:
         assert file.read(KEY, np.s_[1:2]).shape == (1, 1000, 1000)
 
@@ -261,37 +258,37 @@ def test_chunks_hold_whole_maps_of_about_64_kilobytes(tmp_path: Path) -> None:
         maps={("m", layer): np.zeros(shape, np.float32) for layer, shape in shapes.items()},
         layers={("m", layer): LayerRow("m", layer, 0, (1.0, 1.0)) for layer in shapes},
     )
-    store.write(path, stored)
+    writer.write(path, stored)
     with h5py.File(path) as file:
         assert file["maps/m/small"].chunks == (65536 // (14 * 14 * 4), 14, 14)
         assert file["maps/m/large"].chunks == (1, 224, 200)
 
 
 def test_methods_and_layers_keep_their_order(saved: Path) -> None:
-    assert list(dict.fromkeys(method for method, _ in store.read(saved).maps)) == ["selective_normgrad", "grad_cam"]
-    layers = [layer for method, layer in store.read(saved).maps if method == "selective_normgrad"]
+    assert list(dict.fromkeys(method for method, _ in reader.read(saved).maps)) == ["selective_normgrad", "grad_cam"]
+    layers = [layer for method, layer in reader.read(saved).maps if method == "selective_normgrad"]
     assert layers == ["layer3", "input", "product(linear)"]
 
 
 def test_float64_becomes_float32_and_the_empty_layer_becomes_input(tmp_path: Path) -> None:
     values = np.full((3, 2, 2), 0.1)
     row = LayerRow("gradient", "", 0, (1.0, 1.0))
-    store.write(tmp_path / "maps.h5", changed(maps={("gradient", ""): values}, layers={("gradient", ""): row}))
-    found = store.read(tmp_path / "maps.h5")
+    writer.write(tmp_path / "maps.h5", changed(maps={("gradient", ""): values}, layers={("gradient", ""): row}))
+    found = reader.read(tmp_path / "maps.h5")
     assert found.layers == {("gradient", "input"): LayerRow("gradient", "input", 0, (1.0, 1.0))}
     assert np.array_equal(found.maps["gradient", "input"], values.astype(np.float32))
 
 
 def test_more_labels_than_an_ordinary_attribute_holds(tmp_path: Path) -> None:
     model = {"labels": [f"class {i} of very many" for i in range(20_000)]}
-    store.write(tmp_path / "maps.h5", changed(model=model))
-    assert store.read(tmp_path / "maps.h5").model == model
+    writer.write(tmp_path / "maps.h5", changed(model=model))
+    assert reader.read(tmp_path / "maps.h5").model == model
 
 
 @pytest.mark.parametrize("name", [os.fsdecode(b"caf\xe9.h5"), "n" * 252 + ".h5", "two\nlines.h5"])
 def test_awkward_file_names(tmp_path: Path, name: str) -> None:
-    store.write(tmp_path / name[-255:], example())
-    assert_equal(store.read(tmp_path / name[-255:]), example())
+    writer.write(tmp_path / name[-255:], example())
+    assert_equal(reader.read(tmp_path / name[-255:]), example())
 
 
 # ---- what is refused before anything is written
@@ -359,13 +356,13 @@ UNSTORABLE: list[tuple[StoredMaps, str]] = [
 @pytest.mark.parametrize(("stored", "message"), UNSTORABLE)
 def test_what_cannot_be_stored_leaves_no_trace(tmp_path: Path, stored: StoredMaps, message: str) -> None:
     with pytest.raises(GradlightError, match=message):
-        store.write(tmp_path / "maps.h5", stored)
+        writer.write(tmp_path / "maps.h5", stored)
     assert os.listdir(tmp_path) == []
 
 
 def test_unknown_compression(tmp_path: Path) -> None:
     with pytest.raises(GradlightError, match=r"'gzip', 'lzf', 'blosc', .* got 'gzipp'\. Did you mean 'gzip'"):
-        store.write(tmp_path / "maps.h5", example(), compression="gzipp")
+        writer.write(tmp_path / "maps.h5", example(), compression="gzipp")
     assert os.listdir(tmp_path) == []
 
 
@@ -375,16 +372,16 @@ def test_unknown_compression(tmp_path: Path) -> None:
 def test_own_file_is_replaced_through_a_link(saved: Path) -> None:
     link = saved.with_name("link.h5")
     link.symlink_to(saved)
-    store.write(link, changed(weights_sha256="new"))
+    writer.write(link, changed(weights_sha256="new"))
     assert link.is_symlink()
-    assert store.read(saved).weights_sha256 == "new"
+    assert reader.read(saved).weights_sha256 == "new"
 
 
 def test_own_file_of_a_later_version_is_replaced(saved: Path) -> None:
     with h5py.File(saved, "a") as file:
         file.attrs["format_version"] = 99
-    store.write(saved, example())
-    assert_equal(store.read(saved), example())
+    writer.write(saved, example())
+    assert_equal(reader.read(saved), example())
 
 
 @pytest.mark.parametrize("kind", ["text", "empty", "hdf5", "truncated"])
@@ -399,27 +396,27 @@ def test_file_of_another_program_is_not_replaced_unless_asked(tmp_path: Path, ki
         path.write_bytes(b"my notes" if kind == "text" else b"")
     before = path.read_bytes()
     with pytest.raises(GradlightError, match=r"precious\.h5: exists and is not a gradlight file.*overwrite=True"):
-        store.write(path, example())
+        writer.write(path, example())
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["precious.h5"]
-    store.write(path, example(), overwrite=True)
-    assert_equal(store.read(path), example())
+    writer.write(path, example(), overwrite=True)
+    assert_equal(reader.read(path), example())
 
 
 def test_places_that_are_no_place_for_a_file(tmp_path: Path) -> None:
     with pytest.raises(GradlightError, match=r"maps\.h5: the folder .*absent does not exist\. Create it first"):
-        store.write(tmp_path / "absent" / "maps.h5", example())
+        writer.write(tmp_path / "absent" / "maps.h5", example())
     with pytest.raises(GradlightError, match="exists and is not a regular file"):
-        store.write(tmp_path, example(), overwrite=True)
+        writer.write(tmp_path, example(), overwrite=True)
     os.mkfifo(tmp_path / "pipe.h5")
     with pytest.raises(GradlightError, match=r"pipe\.h5: exists and is not a regular file"):
-        store.write(tmp_path / "pipe.h5", example(), overwrite=True)
+        writer.write(tmp_path / "pipe.h5", example(), overwrite=True)
     with pytest.raises(GradlightError, match=r"cannot be written: .*too long"):
-        store.write(tmp_path / ("n" * 256), example())
+        writer.write(tmp_path / ("n" * 256), example())
     with pytest.raises(GradlightError, match="cannot be written: embedded null byte"):
-        store.write("a\0b", example())
+        writer.write("a\0b", example())
     with pytest.raises(GradlightError, match="the path of a file was expected, got int: 3"):
-        store.write(3, example())
+        writer.write(3, example())
     assert os.listdir(tmp_path) == ["pipe.h5"]
 
 
@@ -427,7 +424,7 @@ def test_read_only_file_is_left_alone(saved: Path) -> None:
     before = saved.read_bytes()
     saved.chmod(0o444)
     with pytest.raises(GradlightError, match=r"maps\.h5: exists and is read-only"):
-        store.write(saved, changed(weights_sha256="new"), overwrite=True)
+        writer.write(saved, changed(weights_sha256="new"), overwrite=True)
     assert saved.read_bytes() == before
 
 
@@ -448,7 +445,7 @@ def closed_folder() -> Iterator[Path]:
 
 def test_folder_without_permission(closed_folder: Path) -> None:
     with pytest.raises(GradlightError, match=r"maps\.h5: cannot be written .*Permission denied.*folder's permissions"):
-        store.write(closed_folder / "maps.h5", example())
+        writer.write(closed_folder / "maps.h5", example())
 
 
 @pytest.mark.parametrize("function", ["fsync", "replace"])
@@ -475,7 +472,7 @@ def test_failure_on_the_way_leaves_everything_as_it_was(
 ) -> None:
     path = tmp_path / "maps.h5"
     if older:
-        store.write(path, example())
+        writer.write(path, example())
     before = {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
 
     def fail(*_: object) -> None:
@@ -484,7 +481,7 @@ def test_failure_on_the_way_leaves_everything_as_it_was(
 
     monkeypatch.setattr(f"gradlight.data.hdf5.writer.os.{function}", fail)
     with pytest.raises(expected, match=message):
-        store.write(path, changed(weights_sha256="new"))
+        writer.write(path, changed(weights_sha256="new"))
     assert {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)} == before
 
 
@@ -495,21 +492,21 @@ def test_file_system_that_is_full(tmp_path: Path) -> None:
         import resource, sys
         import numpy as np
         from gradlight import GradlightError
-        from gradlight.data.hdf5 import writer as store
+        from gradlight.data.hdf5 import reader, schema, writer
         noise = np.random.default_rng(0).random((1, 200, 200))
         key = ("m", "layer")
-        stored = store.StoredMaps({}, "", {}, None, [store.ImageRow("", "", 1, 1, {})],
-            [store.TargetRow(0, "", 0, "", 0.0)], {key: noise}, {key: store.LayerRow(*key, 0, (1.0, 1.0))}, [], True,
+        stored = schema.StoredMaps({}, "", {}, None, [schema.ImageRow("", "", 1, 1, {})],
+            [schema.TargetRow(0, "", 0, "", 0.0)], {key: noise}, {key: schema.LayerRow(*key, 0, (1.0, 1.0))}, [], True,
             "", (1, 1))
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
         try:
-            store.write(sys.argv[1], stored)
+            writer.write(sys.argv[1], stored)
         except GradlightError as error:
             print(error)
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        store.write(sys.argv[1] + ".second", stored)
-        print(store.read(sys.argv[1] + ".second").complete)
+        writer.write(sys.argv[1] + ".second", stored)
+        print(reader.read(sys.argv[1] + ".second").complete)
     """
     command = [sys.executable, "-c", code, tmp_path / "maps.h5"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -523,20 +520,20 @@ def test_file_system_that_is_full(tmp_path: Path) -> None:
 
 def test_what_is_no_file_of_maps(tmp_path: Path) -> None:
     with pytest.raises(GradlightError, match=r"absent\.h5: cannot be opened: No such file"):
-        store.read(tmp_path / "absent.h5")
+        reader.read(tmp_path / "absent.h5")
     with pytest.raises(GradlightError, match="a directory, not a regular file"):
-        store.read(tmp_path)
+        reader.read(tmp_path)
     os.mkfifo(tmp_path / "pipe.h5")
     with pytest.raises(GradlightError, match=r"pipe\.h5: a named pipe"):
-        store.read(tmp_path / "pipe.h5")
+        reader.read(tmp_path / "pipe.h5")
     for content in (b"", b"PK\x03\x04 something else"):
         (tmp_path / "other.h5").write_bytes(content)
         with pytest.raises(GradlightError, match=r"other\.h5: not an HDF5 file"):
-            store.read(tmp_path / "other.h5")
+            reader.read(tmp_path / "other.h5")
     with h5py.File(tmp_path / "weights.h5", "w") as file:
         file.attrs["format"] = np.arange(3)
     with pytest.raises(GradlightError, match=r"weights\.h5: an HDF5 file of another program"):
-        store.read(tmp_path / "weights.h5")
+        reader.read(tmp_path / "weights.h5")
 
 
 def test_newer_version_says_what_to_do(saved: Path) -> None:
@@ -544,7 +541,7 @@ def test_newer_version_says_what_to_do(saved: Path) -> None:
         file.attrs["format_version"] = 2
         del file["targets"]  # a later version may look quite different
     with pytest.raises(GradlightError, match=r"is 2, and this gradlight reads up to 1: upgrade gradlight"):
-        store.read(saved)
+        reader.read(saved)
 
 
 @pytest.mark.parametrize("version", [0, "1", 1.5])
@@ -552,7 +549,7 @@ def test_version_that_is_no_version(saved: Path, version: object) -> None:
     with h5py.File(saved, "a") as file:
         file.attrs["format_version"] = version
     with pytest.raises(GradlightError, match="not a whole number from 1"):
-        store.read(saved)
+        reader.read(saved)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
@@ -560,21 +557,21 @@ def test_truncated_file(saved: Path, share: float) -> None:
     content = saved.read_bytes()
     saved.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(GradlightError, match=r"maps\.h5: damaged or truncated"):
-        store.read(saved)
+        reader.read(saved)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("compression", ["gzip", "lzf", None])
 def test_flipped_bit_in_a_map_is_noticed(tmp_path: Path, compression: str | None, dtype: str) -> None:
     path = tmp_path / "maps.h5"
-    store.write(path, example(), compression=compression, dtype=dtype)
+    writer.write(path, example(), compression=compression, dtype=dtype)
     with h5py.File(path) as file:
         chunk = file["maps/grad_cam/layer3"].id.get_chunk_info(0)
     content = bytearray(path.read_bytes())
     content[chunk.byte_offset + chunk.size // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(GradlightError, match=r"maps\.h5: damaged or truncated"):
-        store.read(path)
+        reader.read(path)
 
 
 def test_damaged_bytes_do_not_crash_the_reader(tmp_path: Path) -> None:
@@ -582,7 +579,7 @@ def test_damaged_bytes_do_not_crash_the_reader(tmp_path: Path) -> None:
     code = """if True:
         import pathlib, random, sys
         from gradlight import GradlightError
-        from gradlight.data.hdf5 import writer as store
+        from gradlight.data.hdf5 import reader, writer
         kept, path, choose, refused = *map(pathlib.Path, sys.argv[1:]), random.Random(0), 0
         sound = kept.read_bytes()
         for _ in range(200):
@@ -590,7 +587,7 @@ def test_damaged_bytes_do_not_crash_the_reader(tmp_path: Path) -> None:
             content[choose.randrange(len(sound))] ^= choose.randrange(1, 256)
             path.write_bytes(content)
             try:
-                store.read(path)
+                reader.read(path)
             except GradlightError:
                 refused += 1
         print(refused)
@@ -657,24 +654,24 @@ DAMAGE: list[tuple[Callable[[h5py.File], None], str]] = [
 @pytest.mark.parametrize(("change", "message"), DAMAGE)
 def test_parts_that_do_not_agree(saved: Path, change: Callable[[h5py.File], None], message: str) -> None:
     with h5py.File(saved, "a") as file:
-        assert checks.problems(file) == []
+        assert validation.find_problems(file) == []
         change(file)
-        found = checks.problems(file)
-        found += [] if found else checks.view_problems(file["images/view"][:])
+        found = validation.find_problems(file)
+        found += [] if found else validation.find_view_problems(file["images/view"][:])
         assert any(re.match(message, problem) for problem in found)
     with pytest.raises(GradlightError, match=rf"maps\.h5: not a sound gradlight file: .*{message}"):
-        store.read(saved)
+        reader.read(saved)
 
 
 @pytest.mark.parametrize("scale", [None, np.ones(2, "f4"), np.ones(3, "f8")])
 def test_float16_without_its_scale(tmp_path: Path, scale: np.ndarray | None) -> None:
-    store.write(tmp_path / "maps.h5", example(), dtype="float16")
+    writer.write(tmp_path / "maps.h5", example(), dtype="float16")
     with h5py.File(tmp_path / "maps.h5", "a") as file:
         del file["scale/grad_cam/layer3"]
         if scale is not None:
             file["scale/grad_cam/layer3"] = scale
     with pytest.raises(GradlightError, match="/scale/grad_cam/layer3 is missing or not one float32 for each of 3 maps"):
-        store.read(tmp_path / "maps.h5")
+        reader.read(tmp_path / "maps.h5")
 
 
 def test_many_problems_are_counted(saved: Path) -> None:
@@ -683,4 +680,4 @@ def test_many_problems_are_counted(saved: Path) -> None:
             del file[name]
         del file["maps"], file.attrs["model"]
     with pytest.raises(GradlightError, match="/images is missing; the group /targets is missing; and 2 more"):
-        store.read(saved)
+        reader.read(saved)

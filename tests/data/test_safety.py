@@ -17,9 +17,8 @@ import pytest
 from stored_examples import example, shard, write_shards
 
 from gradlight import GradlightError
+from gradlight.data.hdf5 import reader, verify, writer
 from gradlight.data.hdf5 import shards as virtual
-from gradlight.data.hdf5 import verify
-from gradlight.data.hdf5 import writer as store
 from gradlight.data.hdf5.reader import MapsFile
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -257,7 +256,7 @@ def elsewhere(tmp_path: Path) -> Path:
     canary = example()
     canary.failures = [(CANARY, CANARY)]
     canary.gradlight_version = CANARY
-    store.write(folder / "canary.h5", canary)
+    writer.write(folder / "canary.h5", canary)
     (folder / "canary.bin").write_bytes(CANARY.encode() * 100)
     return folder
 
@@ -268,10 +267,10 @@ def test_refused(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
     change, message = HOSTILE[name]
     path = tmp_path / "maps.h5"
-    store.write(path, example())
+    writer.write(path, example())
     with h5py.File(path, "a", libver="latest") as file:
         change(file)
-    for work in (MapsFile, store.read):
+    for work in (MapsFile, reader.read):
         with pytest.raises(GradlightError, match=message) as caught:
             work(path)
         assert CANARY not in str(caught.value)
@@ -283,19 +282,18 @@ def test_refused(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.usefixtures("elsewhere")
 def test_memory_stays_bounded(tmp_path: Path) -> None:
     for name, (change, _) in HOSTILE.items():
-        store.write(tmp_path / f"{name}.h5", example())
+        writer.write(tmp_path / f"{name}.h5", example())
         with h5py.File(tmp_path / f"{name}.h5", "a", libver="latest") as file:
             change(file)
     code = """if True:
         import pathlib, resource, sys
         from gradlight import GradlightError
-        from gradlight.data.hdf5 import verify
-        from gradlight.data.hdf5 import writer as store
+        from gradlight.data.hdf5 import reader, verify, writer
         paths = sorted(pathlib.Path(sys.argv[1]).glob("*.h5"))
-        store.read(sys.argv[2])
+        reader.read(sys.argv[2])
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for path in paths:
-            for work in (store.read, verify.verify, store.destination):
+            for work in (reader.read, verify.verify, writer.destination):
                 try:
                     print(work(path))
                 except GradlightError as error:
@@ -316,7 +314,7 @@ def test_many_texts_that_are_one(tmp_path: Path) -> None:
     path = tmp_path / "maps.h5"
     stored = shard(500, 0)
     stored.images[0].view["long"] = "x" * 100_000
-    store.write(path, stored)
+    writer.write(path, stored)
     with h5py.File(path) as file:
         offset = file["images/view"].id.get_offset()
     content = bytearray(path.read_bytes())
@@ -334,7 +332,7 @@ def one_map(path: Path, side: int, **options: Any) -> None:
     stored = example()
     key = ("grad_cam", "layer3")
     stored.maps, stored.layers = {key: np.zeros((3, side, side), np.float32)}, {key: stored.layers[key]}
-    store.write(path, stored, **options)
+    writer.write(path, stored, **options)
     with h5py.File(path, "a", libver="latest") as file:
         properties = file[MAP].id.get_create_plist()
         properties.set_chunk((1, side, side))
@@ -358,7 +356,7 @@ def assert_only_its_chunk_is_refused(path: Path, message: str) -> None:
         with pytest.raises(GradlightError, match=message):
             file.read(key, np.s_[:])
     with pytest.raises(GradlightError, match=message):
-        store.read(path)
+        reader.read(path)
     (problem,) = verify.verify(path)
     assert re.search(message, problem)
 
@@ -390,7 +388,7 @@ def test_chunk_of_blosc_that_asks_for_gigabytes(tmp_path: Path) -> None:
 
 def test_maps_that_share_their_bytes(tmp_path: Path) -> None:
     path = tmp_path / "maps.h5"
-    store.write(path, example(), compression=None)
+    writer.write(path, example(), compression=None)
     with h5py.File(path, "a") as file:
         for number in range(2000):  # the very same dataset under many names
             file[f"maps/grad_cam/{number}"] = file[MAP]
