@@ -278,8 +278,8 @@ class SaliencyMaps(Dataset[Sample]):
             GradlightError: For an unknown `how` or `weights`, and for weights that do not fit the layers.
 
         Example:
-            >>> model = gl.classifier(torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), torch.nn.Tanh(), torch.nn.Flatten()))
-            >>> maps = gl.explain(model, torch.rand(3, 3, 4, 4), 0, methods="normgrad", layers=["0", "1"])
+            >>> model = gl.classifier(torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), torch.nn.Flatten()))
+            >>> maps = gl.explain(model, torch.rand(3, 3, 4, 4), 0, methods="normgrad", layers=["input", "0"])
             >>> maps.combine("uniform", how="sum")
             SaliencyMaps(3 images × 1 target; methods: normgrad; layers: sum(uniform))
         """
