@@ -13,7 +13,8 @@ from torch import Tensor
 
 from .. import __version__
 from ..data.hdf5.reader import MapsFile, open_maps
-from ..data.hdf5.writer import ImageRow, LayerRow, StoredMaps, TargetRow, write
+from ..data.hdf5.schema import ImageRow, LayerRow, StoredMaps, TargetRow
+from ..data.hdf5.writer import write
 from ..errors import GradlightError
 from ..models.base import Photo, View
 from ..models.objective import Target

@@ -134,7 +134,7 @@ def _own_tensors(module: nn.Module) -> _OwnTensors:
     own = {name: tensor for name, tensor in candidates.items() if tensor.is_floating_point()}
     if own:
         return _OwnTensors(own, of_submodules=False)
-    nested = {name: tensor for name, tensor in module.named_parameters() if tensor.is_floating_point()}
+    nested: dict[str, Tensor] = {n: t for n, t in module.named_parameters() if t.is_floating_point()}
     if not nested:
         raise NoSharedWeightError("")
     return _OwnTensors(nested, of_submodules=True)
