@@ -20,7 +20,7 @@ from ..data.datasets.coco import read_instances
 from ..data.datasets.voc import find_voc, read_voc
 from ..data.scenes import generator as scenes
 from ..errors import GradlightError
-from ..explainers.lazy import Made
+from ..explainers.lazy import MappedSequence
 from ..files import format_path
 from ..models.base import ImageLike
 
@@ -121,7 +121,7 @@ def _refused(data: str, **options: object) -> tuple[str, ...]:
 def _scenes(count: int | None, notes: tuple[str, ...]) -> Samples:
     if count is None or count > len(scenes.HELD_OUT):
         raise GradlightError(f"There are {len(scenes.HELD_OUT)} held-out scenes: say how many of them to take.")
-    return Samples(Made(scenes.HELD_OUT[:count], _scene), tuple(scenes.CLASSES), notes)
+    return Samples(MappedSequence(scenes.HELD_OUT[:count], _scene), tuple(scenes.CLASSES), notes)
 
 
 def _scene(seed: int) -> Sample:
@@ -159,7 +159,7 @@ def _annotated(read: AnnotatedDataset, count: int | None, key: Callable[[Annotat
 
     notes = [f"{len(read.failures)} photos cannot be used; the first: {read.failures[0][1]}"] if read.failures else []
     notes += [f"Left out of the annotations: {reason}: {number}." for reason, number in read.left_out.items()]
-    return Samples(Made(read.photos[:count], make), read.categories, tuple(notes))
+    return Samples(MappedSequence(read.photos[:count], make), read.categories, tuple(notes))
 
 
 def _truth(photo: AnnotatedPhoto, label: str) -> Truth:
@@ -197,7 +197,7 @@ def _folder(folder: Path, count: int | None, notes: tuple[str, ...]) -> Samples:
     def make(path: Path) -> Sample:
         return Sample(path.relative_to(folder).as_posix(), str(path), *images.load(path).size)
 
-    return Samples(Made(paths[:count], make), notes=notes)
+    return Samples(MappedSequence(paths[:count], make), notes=notes)
 
 
 def _photos(folder: Path) -> list[Path]:

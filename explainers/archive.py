@@ -1,4 +1,4 @@
-"""SaliencyMaps to and from the HDF5 format of `data`: the one module of this room that knows files."""
+"""Write SaliencyMaps to the HDF5 format of `data.hdf5`, and read them back lazily."""
 
 from __future__ import annotations
 
@@ -18,23 +18,31 @@ from ..data.hdf5.writer import write
 from ..errors import GradlightError
 from ..models.base import Photo, View
 from ..models.objective import Target
-from .lazy import Held, Indices, Made, TargetRows
+from .lazy import InMemoryRows, MappedSequence, RowIndices, TargetsByImage
 from .maps import MapLayer, Origin, SaliencyMaps
 
 __all__ = ["load", "save", "to_stored"]
 
+# --- Writing
+
 
 def save(maps: SaliencyMaps, path: str | Path, failures: Iterable[tuple[str, str]] = ()) -> None:
-    """Write maps to an HDF5 file, whole or not at all, as float32; an older file of gradlight's own is replaced.
+    """Write maps to an HDF5 file, as float32, in one atomic replacement; an older file of gradlight's is replaced.
 
-    failures: (path, reason) of images that could not be explained, kept beside the maps. Raises GradlightError for
-    maps that are not finite, and for a place that cannot be written or holds another program's file.
+    Args:
+        maps: The maps.
+        path: The file.
+        failures: (path, reason) of images that could not be explained, stored beside the maps.
+
+    Raises:
+        GradlightError: For maps that are not finite, and for a path that cannot be written or holds another program's
+            file.
     """
     write(path, replace(to_stored(maps), failures=list(failures)))
 
 
 def to_stored(maps: SaliencyMaps) -> StoredMaps:
-    """Bring maps to what a file holds of them; no failures, complete."""
+    """Convert maps to the content of a file; without failures, complete."""
     origin = maps.origin
     return StoredMaps(
         model=origin.model,
@@ -58,48 +66,41 @@ def _layer_row(key: tuple[str, str], layer: MapLayer) -> LayerRow:
     return LayerRow(*key, layer.depth, layer.stride)
 
 
-@dataclass(frozen=True)
-class _StoredRowsView:
-    """Rows that lie in a file until they are asked for."""
-
-    file: MapsFile
-    key: tuple[str, str]
-    rows: Indices
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Give (M, h, w)."""
-        count, height, width = self.file.shape(self.key)
-        return len(np.arange(count)[self.rows]), height, width
-
-    def tensor(self) -> Tensor:
-        """Read all rows [M,h,w]."""
-        return torch.from_numpy(np.ascontiguousarray(self.file.read(self.key, self.rows)))
-
-    def part(self, rows: Indices) -> _StoredRowsView:
-        """Choose some of the rows."""
-        return _StoredRowsView(self.file, self.key, np.arange(self.file.shape(self.key)[0])[self.rows][rows])
-
-    def to(self, device: Any) -> Held:
-        """Read the rows and bring them to a device."""
-        return Held(self.tensor().to(device))
+# --- Reading
 
 
 def load(path: str | Path) -> SaliencyMaps:
-    """Open the maps that `SaliencyMaps.save` or the command line wrote, float32.
+    """Open the maps that `SaliencyMaps.save` or the command line wrote.
 
-    The maps stay in the file until they are asked for: `load(path)[10:20]["normgrad", "layer3"]` reads ten images'
-    worth. Use it as a context manager, or `close` it. It may be read from several threads and by the processes of a
-    `torch.utils.data.DataLoader`. Raises GradlightError for a file that is missing, damaged, another program's or of a
-    newer format, or whose maps do not lie in the order of its images.
+    The maps are read from the file when they are needed: `load(path)[10:20]["normgrad", "layer3"]` reads those of ten
+    images. Use the result as a context manager, or call its `close`. It may be read from several threads and by the
+    processes of a `torch.utils.data.DataLoader`.
+
+    Args:
+        path: The HDF5 file.
+
+    Returns:
+        The maps, float32.
+
+    Raises:
+        GradlightError: For a file that is missing, damaged, another program's or of a newer format, or whose maps are
+            not in the order of its images.
+
+    Example:
+        >>> model = gl.classifier(torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), torch.nn.Flatten()))
+        >>> gl.explain(model, torch.rand(3, 3, 4, 4), 0, methods="normgrad", layers="0").save("maps.h5")
+        >>> with gl.load("maps.h5") as maps:
+        ...     print(maps, list(maps[:2]["normgrad", "0"].shape))
+        SaliencyMaps(3 images × 1 target; methods: normgrad; layers: 0) [2, 1, 4, 4]
     """
     file = open_maps(path)
     try:
-        owners = file.target_images
-        if len(owners) and bool((np.diff(owners) < 0).any()):
-            raise GradlightError(f"{path}: its maps do not lie in the order of its images. Read its /maps with h5py.")
-        images = Made(file.images, _photo)
-        targets = TargetRows(Made(file.targets, _target), np.bincount(owners, minlength=len(images)))
+        image_of_row = file.target_images
+        if len(image_of_row) and bool((np.diff(image_of_row) < 0).any()):
+            raise GradlightError(f"{path}: its maps are not in the order of its images. Read its /maps with h5py.")
+        images = MappedSequence(file.images, _photo)
+        counts = np.bincount(image_of_row, minlength=len(images))
+        targets = TargetsByImage(MappedSequence(file.targets, _target), counts)
         maps = {key: _StoredRowsView(file, key, slice(None)) for key in file.layers}
         layers = {row.layer: MapLayer(row.depth, row.stride) for row in file.layers.values()}
         origin = Origin(file.model, file.weights_sha256, file.objective, file.meta)
@@ -107,6 +108,33 @@ def load(path: str | Path) -> SaliencyMaps:
     except BaseException:
         file.close()
         raise
+
+
+@dataclass(frozen=True)
+class _StoredRowsView:
+    """Rows of a file, read when `tensor` is called."""
+
+    file: MapsFile
+    key: tuple[str, str]
+    rows: RowIndices
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(M, h, w)."""
+        count, height, width = self.file.shape(self.key)
+        return len(np.arange(count)[self.rows]), height, width
+
+    def tensor(self) -> Tensor:
+        """Read all rows [M,h,w]."""
+        return torch.from_numpy(np.ascontiguousarray(self.file.read(self.key, self.rows)))
+
+    def select(self, rows: RowIndices) -> _StoredRowsView:
+        """Select rows, without reading them."""
+        return _StoredRowsView(self.file, self.key, np.arange(self.file.shape(self.key)[0])[self.rows][rows])
+
+    def to(self, device: Any) -> InMemoryRows:
+        """Read the rows and move them to a device."""
+        return InMemoryRows(self.tensor().to(device))
 
 
 def _photo(row: ImageRow) -> Photo:

@@ -1,7 +1,4 @@
-"""Draw maps over the photos they explain.
-
-One panel of a figure: a photo, and a map laid over it through its view.
-"""
+"""Draw maps over the photos they explain, as matplotlib figures."""
 
 from __future__ import annotations
 
@@ -29,17 +26,157 @@ if TYPE_CHECKING:
 __all__ = ["MOST_PANELS", "colour_bars", "draw_map", "draw_photo", "figure", "picture_of", "rows_of"]
 
 Array = npt.NDArray[np.float64]
+PanelRow = npt.NDArray[np.object_]
+"""The axes of one row of a figure."""
 
-_PHOTO = 480
+MOST_PANELS = 600
+_PANEL_INCHES = 2.2
+_PHOTO_PIXELS = 480
+_LABEL_CHARACTERS = 34
+
+# --- Figures
+
+
+def figure(
+    maps: SaliencyMaps, images: Sequence[int], methods: Sequence[str], layers: Sequence[str], opacity: float
+) -> Figure:
+    """Draw the photo of each image, then its maps.
+
+    One row per image, target and method, with one panel per layer. If the targets are the words of captions: one row
+    per image, method and layer, with one panel per word and the caption above the photo.
+
+    Args:
+        maps: The maps.
+        images: Numbers of the images.
+        methods: Names of the methods.
+        layers: Names of the layers.
+        opacity: Of the strongest location of a map, 0…1.
+
+    Returns:
+        The figure.
+
+    Raises:
+        GradlightError: For no panels, or more than `MOST_PANELS`.
+    """
+    by_word = _are_words(maps, images)
+    rows = [
+        (image, k, method, layer)
+        for image in images
+        for k in ([0] if by_word else range(len(maps.targets[image])))
+        for method in methods
+        for layer in (layers if by_word else [""])
+    ]
+    columns = 1 + (max((len(maps.targets[image]) for image in images), default=0) if by_word else len(layers))
+    if not rows or len(rows) * columns > MOST_PANELS:
+        raise GradlightError(
+            f"The figure would have {len(rows)} rows and {columns} columns; it holds 1 to {MOST_PANELS} panels."
+            " Choose with plot(images=…, methods=…, layers=…)."
+        )
+    aspect = float(np.clip(np.mean([maps.images[i].height / maps.images[i].width for i in images]), 0.4, 1.6))
+    height = (_PANEL_INCHES * aspect + 0.45) * len(rows)
+    drawing = Figure(figsize=(_PANEL_INCHES * columns + 1.1, height), layout="constrained")
+    axes = drawing.subplots(len(rows), columns, squeeze=False)
+    signed = {
+        key: any(bool((maps.rows(*key, image=image) < 0).any()) for image in images)
+        for key in maps.pairs
+        if key[0] in methods and key[1] in layers
+    }
+    for panels, (image, k, method, layer) in zip(axes, rows, strict=True):
+        if by_word:
+            _draw_words(panels, maps, (image, method, layer), signed, opacity)
+        else:
+            _draw_layers(panels, maps, (image, k, method), layers, signed, opacity)
+    colour_bars(drawing, axes.ravel().tolist(), height, set(signed.values()))
+    return drawing
+
+
+def rows_of(maps: SaliencyMaps, image: int) -> int:
+    """Return how many rows of a figure one method of an image takes."""
+    return len(maps.layers) if _are_words(maps, [image]) else len(maps.targets[image])
+
+
+def _are_words(maps: SaliencyMaps, images: Sequence[int]) -> bool:
+    """Return whether every image has several targets, all words: a caption, which is read from left to right."""
+    return all(
+        len(maps.targets[image]) > 1 and all(target.kind == "word" for target in maps.targets[image])
+        for image in images
+    )
+
+
+def _draw_layers(
+    panels: PanelRow,
+    maps: SaliencyMaps,
+    row: tuple[int, int, str],
+    layers: Sequence[str],
+    signed: dict[tuple[str, str], bool],
+    opacity: float,
+) -> None:
+    """Draw one row: a photo, and the maps of one target and method at each layer."""
+    image, k, method = row
+    photo, target = maps.images[image], maps.targets[image][k]
+    picture = picture_of(photo)
+    draw_photo(panels[0], photo, picture)
+    panels[0].set_title(_format_target(target), fontsize=8)
+    for panel, layer in zip(panels[1:], layers, strict=True):
+        draw_photo(panel, photo, picture)
+        if (method, layer) in signed:
+            values = _upsampled(maps, image, method, layer)[k]
+            draw_map(panel, photo, values, signed[method, layer], opacity)
+            panel.set_title(f"{method}\n{layer}", fontsize=8)
+
+
+def _draw_words(
+    panels: PanelRow,
+    maps: SaliencyMaps,
+    row: tuple[int, str, str],
+    signed: dict[tuple[str, str], bool],
+    opacity: float,
+) -> None:
+    """Draw one row: a photo with its caption, and the maps of each word by one method at one layer."""
+    image, method, layer = row
+    photo, targets = maps.images[image], maps.targets[image]
+    picture = picture_of(photo)
+    draw_photo(panels[0], photo, picture)
+    caption = " ".join(target.label for target in targets)
+    panels[0].set_title(f"{_wrapped(caption)}\n{method}\n{layer}", fontsize=8)
+    upsampled = _upsampled(maps, image, method, layer) if (method, layer) in signed else None
+    for k, panel in enumerate(panels[1:]):
+        panel.set_axis_off()
+        if k < len(targets):
+            draw_photo(panel, photo, picture)
+            panel.set_title(_format_word(targets[k]), fontsize=8)
+        if k < len(targets) and upsampled is not None:
+            draw_map(panel, photo, upsampled[k], signed[method, layer], opacity)
+
+
+def _upsampled(maps: SaliencyMaps, image: int, method: str, layer: str) -> Array:
+    """Return the maps of one image at the size of the pixels, one per target: [K,H,W]."""
+    return upsample(maps.rows(method, layer, image=image).unsqueeze(0), maps.size)[0].double().cpu().numpy()
+
+
+def _format_word(target: Target) -> str:
+    return f"{target.label} ({target.score:.2f})"
+
+
+def _format_target(target: Target) -> str:
+    return f"{_wrapped(target.label)}\n{target.kind}, score {target.score:.4g}"
+
+
+def _wrapped(label: str) -> str:
+    """Break a label into lines that are no wider than a panel."""
+    return "\n".join(textwrap.wrap(label, _LABEL_CHARACTERS, break_long_words=False)) or label
+
+
+# --- Panels
 
 
 def picture_of(photo: Photo) -> Image.Image:
-    """Give the photo at a size for the page, or plain grey where it cannot be read any more."""
+    """Return the photo at a size for a panel, or plain grey if it cannot be read any more."""
     try:
         picture = photo.picture().copy()
     except GradlightError:
         picture = Image.new("RGB", (photo.width, photo.height), (190, 190, 190))
-    picture.thumbnail((_PHOTO, _PHOTO))
+    picture.thumbnail((_PHOTO_PIXELS, _PHOTO_PIXELS))
     return picture
 
 
@@ -50,158 +187,39 @@ def draw_photo(panel: Axes, photo: Photo, picture: Image.Image) -> None:
 
 
 def draw_map(panel: Axes, photo: Photo, values: Array, signed: bool, opacity: float) -> None:
-    """Lay a map [H,W] over a photo, as opaque as it is strong.
+    """Draw a map [H,W] over a photo, at the location of the pixels in it, as opaque as it is strong.
 
-    One that is never negative runs from its least (clear) to its largest value (yellow); a signed one from minus to
-    plus its largest magnitude (blue, clear, red).
+    A map that is never negative runs from its smallest (clear) to its largest value (yellow); a signed one from minus
+    to plus its largest magnitude (blue, clear, red).
     """
     left, top, right, bottom = photo.view.box
-    panel.imshow(_shade(values, signed, opacity), extent=(left, right, bottom, top), interpolation="bilinear")
+    panel.imshow(_coloured(values, signed, opacity), extent=(left, right, bottom, top), interpolation="bilinear")
     panel.set_xlim(0, photo.width)
     panel.set_ylim(photo.height, 0)
 
 
 def colour_bars(drawing: Figure, panels: list[Axes], height: float, kinds: set[bool]) -> None:
-    """Draw one bar for each kind of map (signed or not), no taller than a panel or two."""
+    """Draw one colour bar per kind of map (signed or not), no taller than a panel or two."""
     for signed in sorted(kinds):
-        scale = ScalarMappable(Normalize(-1 if signed else 0, 1), _colours(signed))
+        scale = ScalarMappable(Normalize(-1 if signed else 0, 1), _colour_map(signed))
         bar = drawing.colorbar(scale, ax=panels, shrink=min(1.0, 2.5 / height), aspect=18, fraction=0.02, pad=0.01)
         bar.set_ticks([-1, 0, 1] if signed else [0, 1])
         bar.set_ticklabels(["−max", "0", "max"] if signed else ["min", "max"])
         bar.ax.tick_params(labelsize=7)
 
 
-def _colours(signed: bool) -> Colormap:
+def _colour_map(signed: bool) -> Colormap:
     return mpl.colormaps["RdBu_r" if signed else "inferno"]
 
 
-def _shade(values: Array, signed: bool, opacity: float) -> Array:
+def _coloured(values: Array, signed: bool, opacity: float) -> Array:
+    """Turn a map [H,W] into colours with opacity [H,W,4]."""
     if signed:
         strength = values / (np.abs(values).max() or 1.0)
-        colours = _colours(signed)((strength + 1) / 2)
+        colours = _colour_map(signed)((strength + 1) / 2)
     else:
         span = values.max() - values.min()
         strength = (values - values.min()) / (span or 1.0)
-        colours = _colours(signed)(strength)
+        colours = _colour_map(signed)(strength)
     colours[..., 3] = opacity * np.abs(strength) ** 0.5
     return np.asarray(colours)
-
-
-_PANEL = 2.2
-MOST_PANELS = 600
-
-
-def figure(
-    maps: SaliencyMaps, images: Sequence[int], methods: Sequence[str], layers: Sequence[str], opacity: float
-) -> Figure:
-    """Draw the photo of each image, then its maps.
-
-    A row for each image, target and method, with a panel for each layer; of the words of a sentence, a row for each
-    image, method and layer, with a panel for each word and the sentence above the photo. Raises GradlightError for more
-    panels than a page can hold.
-    """
-    spoken = _are_words(maps, images)
-    rows = [
-        (image, k, method, layer)
-        for image in images
-        for k in ([0] if spoken else range(len(maps.targets[image])))
-        for method in methods
-        for layer in (layers if spoken else [""])
-    ]
-    columns = 1 + (max((len(maps.targets[image]) for image in images), default=0) if spoken else len(layers))
-    if not rows or len(rows) * columns > MOST_PANELS:
-        raise GradlightError(
-            f"A figure of {len(rows)} rows and {columns} columns was asked; it holds 1 to {MOST_PANELS} panels."
-            " Choose with plot(images=…, methods=…, layers=…)."
-        )
-    tallness = float(np.clip(np.mean([maps.images[i].height / maps.images[i].width for i in images]), 0.4, 1.6))
-    height = (_PANEL * tallness + 0.45) * len(rows)
-    drawing = Figure(figsize=(_PANEL * columns + 1.1, height), layout="constrained")
-    axes = drawing.subplots(len(rows), columns, squeeze=False)
-    signed = {
-        key: any(bool((maps.rows(*key, image=image) < 0).any()) for image in images)
-        for key in maps.pairs
-        if key[0] in methods and key[1] in layers
-    }
-    for line, (image, k, method, layer) in zip(axes, rows, strict=True):
-        if spoken:
-            _draw_sentence(line, maps, (image, method, layer), signed, opacity)
-        else:
-            _draw_layers(line, maps, (image, k, method), layers, signed, opacity)
-    colour_bars(drawing, axes.ravel().tolist(), height, set(signed.values()))
-    return drawing
-
-
-def rows_of(maps: SaliencyMaps, image: int) -> int:
-    """Tell how many rows of a figure one method of an image takes."""
-    return len(maps.layers) if _are_words(maps, [image]) else len(maps.targets[image])
-
-
-def _are_words(maps: SaliencyMaps, images: Sequence[int]) -> bool:
-    """Tell whether every target is a word, and there are several: a sentence, which is read from left to right."""
-    return all(
-        len(maps.targets[image]) > 1 and all(target.kind == "word" for target in maps.targets[image])
-        for image in images
-    )
-
-
-def _draw_layers(
-    line: npt.NDArray[np.object_],
-    maps: SaliencyMaps,
-    row: tuple[int, int, str],
-    layers: Sequence[str],
-    signed: dict[tuple[str, str], bool],
-    opacity: float,
-) -> None:
-    image, k, method = row
-    photo, target = maps.images[image], maps.targets[image][k]
-    picture = picture_of(photo)
-    draw_photo(line[0], photo, picture)
-    line[0].set_title(_named(target), fontsize=8)
-    for panel, layer in zip(line[1:], layers, strict=True):
-        draw_photo(panel, photo, picture)
-        if (method, layer) in signed:
-            values = _upsampled(maps, image, method, layer)[k]
-            draw_map(panel, photo, values, signed[method, layer], opacity)
-            panel.set_title(f"{method}\n{layer}", fontsize=8)
-
-
-def _draw_sentence(
-    line: npt.NDArray[np.object_],
-    maps: SaliencyMaps,
-    row: tuple[int, str, str],
-    signed: dict[tuple[str, str], bool],
-    opacity: float,
-) -> None:
-    image, method, layer = row
-    photo, targets = maps.images[image], maps.targets[image]
-    picture = picture_of(photo)
-    draw_photo(line[0], photo, picture)
-    sentence = " ".join(target.label for target in targets)
-    line[0].set_title(f"{_wrapped(sentence)}\n{method}\n{layer}", fontsize=8)
-    upsampled = _upsampled(maps, image, method, layer) if (method, layer) in signed else None
-    for k, panel in enumerate(line[1:]):
-        panel.set_axis_off()
-        if k < len(targets):
-            draw_photo(panel, photo, picture)
-            panel.set_title(_word(targets[k]), fontsize=8)
-        if k < len(targets) and upsampled is not None:
-            draw_map(panel, photo, upsampled[k], signed[method, layer], opacity)
-
-
-def _upsampled(maps: SaliencyMaps, image: int, method: str, layer: str) -> npt.NDArray[np.float64]:
-    """Give the maps of one image at the size of the pixels: one for each target."""
-    return upsample(maps.rows(method, layer, image=image).unsqueeze(0), maps.size)[0].double().cpu().numpy()
-
-
-def _word(target: Target) -> str:
-    return f"{target.label} ({target.score:.2f})"
-
-
-def _named(target: Target) -> str:
-    return f"{_wrapped(target.label)}\n{target.kind}, score {target.score:.4g}"
-
-
-def _wrapped(label: str) -> str:
-    """Break a sentence into lines that are no wider than a panel."""
-    return "\n".join(textwrap.wrap(label, 34, break_long_words=False)) or label

@@ -1,12 +1,10 @@
-"""Real contributions of layers that torch does not know: their own forward pass, run once more and watched.
+"""Contributions to the weights of layers that torch does not define: run their forward pass again, and record it.
 
-Nothing is read off a layer's class or name. A convolution or linear map that uses the layer's own weight is seen as it
-is called, with the input, padding and groups it is called with; the gradient at its output is what autograd carries
-there from the layer's own output. A parameter with one entry for each channel is a scale if the layer's output depends
-on it channel by channel; its derivative is autograd's own, and the sum over all places is checked against autograd's
-gradient of the parameter, so that what cannot be taken apart by location is refused and never guessed.
-
-One layer's forward pass, run by itself and watched: which operations use the weights that are its own.
+Nothing is inferred from a layer's class or name. A convolution or linear map that uses the layer's own weight is
+recorded as it is called, with its input, padding and groups; the gradient at its output is what autograd propagates
+there from the layer's own output. A parameter with one entry per channel is a scale if the layer's output depends on it
+channel by channel; its derivative is autograd's own, and the sum over all locations is checked against autograd's
+gradient of the parameter, so that a layer that cannot be separated by location is refused, never approximated.
 """
 
 from __future__ import annotations
@@ -24,135 +22,185 @@ from torch.overrides import TorchFunctionMode
 from .capture import Tap, precise
 from .contributions import Contribution, Dense, Outer, Patches
 
-__all__ = ["Own", "RefusedError", "Use", "convolution", "gradients_of", "own_tensors", "replayed", "run"]
+__all__ = ["NoSharedWeightError", "convolution_contribution", "replay"]
+
+Pair = tuple[int, int]
 
 
-class RefusedError(Exception):
-    """Why a layer's own weight has no contribution of each location; the text continues a sentence."""
+class NoSharedWeightError(Exception):
+    """Why a layer's own weight has no contribution at each location; the text continues a sentence."""
 
 
-_OPERATIONS: dict[Any, tuple[str, ...]] = {
+def replay(tap: Tap, parameter: str) -> Contribution:
+    """Compute the contribution to a layer's own parameter by replaying the layer.
+
+    Args:
+        tap: The layer's tap, with its module and the module's input.
+        parameter: "weight" or "bias".
+
+    Returns:
+        The contribution.
+
+    Raises:
+        NoSharedWeightError: If there is none, with the reason.
+    """
+    module, source = tap.module, tap.raw_source
+    if module is None or source is None:
+        raise NoSharedWeightError("")
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+        raise NoSharedWeightError("; it keeps no running statistics and mixes the images of a batch")
+    own = _own_tensors(module)
+    with _gradients_only_of(module, own.tensors):
+        output, uses = _run(module, source, own)
+        replayed = _ReplayedLayer(own.tensors, output, uses, _raw_gradient(tap, output))
+        if len(uses) > 1:
+            raise NoSharedWeightError(f"; it uses its own weights in {len(uses)} convolutions or linear maps")
+        if uses:
+            return _matrix_contribution(tap, replayed, uses[0], parameter)
+        return _scale_contribution(tap, replayed, parameter)
+
+
+# --- Recording a layer's forward pass
+
+_ARGUMENT_NAMES: dict[Any, tuple[str, ...]] = {
     F.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
     F.linear: ("input", "weight", "bias"),
 }
 
 
 @dataclass(frozen=True)
-class Use:
-    """One convolution or linear map that used a layer's own weight: how it was called, its input and its output."""
+class _OwnTensors:
+    """A layer's own tensors by name, or, where it has none, those of its submodules (of_submodules)."""
+
+    tensors: dict[str, Tensor]
+    of_submodules: bool
+
+
+@dataclass(frozen=True)
+class _WeightUse:
+    """One convolution or linear map that used a layer's own weight: its arguments, its input and its output."""
 
     operation: Callable[..., Any]
-    given: dict[str, Any]
+    arguments: dict[str, Any]
     source: Tensor
     output: Tensor
 
 
+@dataclass(frozen=True)
+class _ReplayedLayer:
+    """A layer's own tensors, its output, the uses of its own weights, and the gradient, both in the raw layout.
+
+    Locations outside the map's grid have gradient zero.
+    """
+
+    own: dict[str, Tensor]
+    output: Tensor
+    uses: list[_WeightUse]
+    gradient: Tensor
+
+
 class _ReplayMode(TorchFunctionMode):
-    """Note the operations that use tensors which are a layer's own, or made of them."""
+    """Record the operations that use a layer's own tensors, or tensors computed from them."""
 
     def __init__(self, own: list[Tensor]) -> None:
         super().__init__()
-        self.own, self.uses = own, list[Use]()
+        self.own, self.uses = own, list[_WeightUse]()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        if func not in _OPERATIONS:
+        if func not in _ARGUMENT_NAMES:
             return output
-        given = dict(zip(_OPERATIONS[func], args, strict=False), **(kwargs or {}))
-        weight = given["weight"]
+        arguments = dict(zip(_ARGUMENT_NAMES[func], args, strict=False), **(kwargs or {}))
+        weight = arguments["weight"]
         if not (weight.requires_grad or any(weight is tensor for tensor in self.own)):
             return output
         if not output.requires_grad:
             output.requires_grad_()
-        self.uses.append(Use(func, given, given["input"].detach().clone(), output))
-        # A copy goes on, because what follows may work in place.
+        self.uses.append(_WeightUse(func, arguments, arguments["input"].detach().clone(), output))
+        # A copy is returned, because the next operation may work in place.
         return output.clone()
 
 
-@dataclass(frozen=True)
-class Own:
-    """A layer's own tensors by name; where it has none (whole), those of its parts, if one operation uses them all."""
+def _own_tensors(module: nn.Module) -> _OwnTensors:
+    """Find a module's own floating-point tensors.
 
-    tensors: dict[str, Tensor]
-    whole: bool
-
-
-def own_tensors(module: nn.Module) -> Own:
-    """Find a module's own floating-point tensors: parameters, what makes them, and fixed ones in a weight's place."""
-    found: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
-    if isinstance(made := getattr(module, "parametrizations", None), nn.Module):
-        found |= dict(made.named_parameters())
-    held = {**module._buffers, **vars(module)}
-    found |= {name: held[name] for name in ("weight", "bias") if isinstance(held.get(name), Tensor)}
-    own = {name: tensor for name, tensor in found.items() if tensor.is_floating_point()}
+    These are its parameters, the originals of its parametrisations, and buffers or attributes named weight and bias.
+    """
+    candidates: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
+    if isinstance(parametrizations := getattr(module, "parametrizations", None), nn.Module):
+        candidates |= dict(parametrizations.named_parameters())
+    attributes = {**module._buffers, **vars(module)}
+    candidates |= {name: attributes[name] for name in ("weight", "bias") if isinstance(attributes.get(name), Tensor)}
+    own = {name: tensor for name, tensor in candidates.items() if tensor.is_floating_point()}
     if own:
-        return Own(own, whole=False)
-    found = {name: tensor for name, tensor in module.named_parameters() if tensor.is_floating_point()}
-    if not found:
-        raise RefusedError("")
-    return Own(found, whole=True)
+        return _OwnTensors(own, of_submodules=False)
+    nested: dict[str, Tensor] = {n: t for n, t in module.named_parameters() if t.is_floating_point()}
+    if not nested:
+        raise NoSharedWeightError("")
+    return _OwnTensors(nested, of_submodules=True)
 
 
 @contextmanager
-def gradients_of(module: nn.Module, own: dict[str, Tensor]) -> Iterator[None]:
-    """Switch gradients on for a module's own tensors, and off for all others that it has."""
-    wanted = {id(tensor) for tensor in own.values()}
-    with ExitStack() as undo:
-        undo.enter_context(torch.enable_grad())
+def _gradients_only_of(module: nn.Module, own: dict[str, Tensor]) -> Iterator[None]:
+    """Require gradients of a module's own tensors, and of none of its others."""
+    own_ids = {id(tensor) for tensor in own.values()}
+    with ExitStack() as cleanup:
+        cleanup.enter_context(torch.enable_grad())
         for tensor in {id(t): t for t in [*module.parameters(), *own.values()]}.values():
-            needs = id(tensor) in wanted
-            if tensor.is_leaf and tensor.requires_grad != needs:
-                undo.callback(tensor.requires_grad_, not needs)
-                tensor.requires_grad_(needs)
+            required = id(tensor) in own_ids
+            if tensor.is_leaf and tensor.requires_grad != required:
+                cleanup.callback(tensor.requires_grad_, not required)
+                tensor.requires_grad_(required)
         yield
 
 
-def run(module: nn.Module, source: Tensor, own: Own) -> tuple[Tensor, list[Use]]:
-    """Run a module's forward pass on its source, inside `gradients_of`: its output, and the uses of its own weights.
-
-    Raises RefusedError, with the reason, where that is not to be had.
-    """
-    watch = _ReplayMode(list(own.tensors.values()))
+def _run(module: nn.Module, source: Tensor, own: _OwnTensors) -> tuple[Tensor, list[_WeightUse]]:
+    """Run a module's forward pass on its input, and return its output and the uses of its own weights."""
+    mode = _ReplayMode(list(own.tensors.values()))
     try:
-        with watch:
-            # Not a call: the hooks have had their turn, and the source is what the last of them handed on.
+        with mode:
+            # Not module(source): the hooks ran before the input was recorded, and must not run again.
             output = module.forward(source.detach().clone())
     except (RuntimeError, TypeError, ValueError) as error:
-        raise RefusedError(f"; its forward pass cannot be run by itself ({str(error).splitlines()[0]})") from error
+        raise NoSharedWeightError(
+            f"; its forward pass cannot be run by itself ({str(error).splitlines()[0]})"
+        ) from error
     if not isinstance(output, Tensor) or not output.requires_grad:
-        raise RefusedError("")
-    if own.whole and not (len(watch.uses) == 1 and _is_all(own.tensors, watch.uses[0])):
-        raise RefusedError("")
-    return output, watch.uses
+        raise NoSharedWeightError("")
+    if own.of_submodules and not (len(mode.uses) == 1 and _uses_all(own.tensors, mode.uses[0])):
+        raise NoSharedWeightError("")
+    return output, mode.uses
 
 
-def _is_all(own: dict[str, Tensor], use: Use) -> bool:
-    """Tell whether one operation uses all weights that there are."""
-    used = {id(use.given["weight"]), id(use.given.get("bias"))}
-    return all(id(tensor) in used for tensor in own.values())
+def _uses_all(own: dict[str, Tensor], use: _WeightUse) -> bool:
+    """Return whether one operation uses all tensors of a layer."""
+    used_ids = {id(use.arguments["weight"]), id(use.arguments.get("bias"))}
+    return all(id(tensor) in used_ids for tensor in own.values())
 
 
-Pair = tuple[int, int]
+def _raw_gradient(tap: Tap, output: Tensor) -> Tensor:
+    """Return a tap's gradient in the raw layout of the layer's output, which must equal the tap's activation."""
+    zeros = torch.zeros_like(output).requires_grad_()
+    as_map = tap.layer.layout(zeros)
+    if as_map.shape != tap.gradient.shape:
+        raise NoSharedWeightError("; its forward pass by itself gives another shape")
+    (gradient,) = torch.autograd.grad(as_map, zeros, tap.gradient.to(output.dtype))
+    if not _are_close(tap.layer.layout(output.detach()).to(tap.activation.dtype), tap.activation, output.dtype):
+        raise NoSharedWeightError("; its forward pass by itself gives another output than in the network")
+    return gradient
 
 
-def replayed(tap: Tap, parameter: str) -> Contribution:
-    """Give the contribution to a layer's own "weight" or "bias". Raises RefusedError, with the reason."""
-    module, source = tap.module, tap.raw_source
-    if module is None or source is None:
-        raise RefusedError("")
-    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
-        raise RefusedError("; it keeps no running statistics and mixes the images of a batch")
-    own = own_tensors(module)
-    with gradients_of(module, own.tensors):
-        replay = _Replay(tap, own, *run(module, source, own))
-        if len(replay.uses) > 1:
-            raise RefusedError(f"; it uses its own weights in {len(replay.uses)} convolutions or linear maps")
-        if replay.uses:
-            return _of_a_matrix(tap, replay, replay.uses[0], parameter)
-        return _of_a_scale(tap, replay, parameter)
+def _are_close(actual: Tensor, expected: Tensor, dtype: torch.dtype, scale: Tensor | None = None) -> bool:
+    """Compare up to the rounding of a dtype, relative to the largest entry of the scale (the expected by default)."""
+    tolerance = 16 * torch.finfo(dtype).eps ** 0.75
+    largest = (expected if scale is None else scale).abs().max()
+    return bool((actual - expected).abs().max() <= tolerance * largest)
 
 
-def convolution(
+# --- A convolution or linear map
+
+
+def convolution_contribution(
     gradient: Tensor,
     source: Tensor,
     kernel: Pair,
@@ -162,9 +210,28 @@ def convolution(
     groups: int = 1,
     mode: str = "constant",
 ) -> Contribution:
-    """Contribution to a convolution's weight: each group's gradient at its output times its patch of the input."""
+    """Compute the contribution to a convolution's weight: each group's gradient times its patch of the input.
+
+    Args:
+        gradient: At the output, [B,C',h,w].
+        source: The input, [B,C,h',w'].
+        kernel: Height and width.
+        stride: As of the convolution, and so are the next three.
+        padding: Numbers, "same" or "valid".
+        dilation: Step between the entries of a patch.
+        groups: Number of groups.
+        mode: Padding mode of `torch.nn.functional.pad`.
+
+    Returns:
+        The contribution at each location of the output.
+
+    Example:
+        >>> contribution = convolution_contribution(torch.ones(1, 2, 4, 4), torch.ones(1, 3, 4, 4), (3, 3), padding=1)
+        >>> contribution.total[0, 0, 0].tolist()
+        [24.0, 36.0, 36.0, 24.0]
+    """
     steps = _pair(dilation)
-    patches = Patches(Dense(source, groups), kernel, _pair(stride), _pads(padding, kernel, steps), steps, mode)
+    patches = Patches(Dense(source, groups), kernel, _pair(stride), _padding(padding, kernel, steps), steps, mode)
     return Outer(Dense(gradient, groups), patches)
 
 
@@ -172,8 +239,8 @@ def _pair(value: Any) -> Pair:
     return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 
-def _pads(padding: Any, kernel: Pair, dilation: Pair) -> tuple[int, int, int, int]:
-    """Give a convolution's padding as left, right, top, bottom; "same" puts the odd one at the end."""
+def _padding(padding: Any, kernel: Pair, dilation: Pair) -> tuple[int, int, int, int]:
+    """Return a convolution's padding as left, right, top, bottom; "same" puts an odd one at the end."""
     if padding == "valid":
         return (0, 0, 0, 0)
     if padding == "same":
@@ -183,115 +250,92 @@ def _pads(padding: Any, kernel: Pair, dilation: Pair) -> tuple[int, int, int, in
     return (columns, columns, rows, rows)
 
 
-class _Replay:
-    """What a layer's forward pass by itself has shown.
-
-    uses: where its own tensors are convolved or multiplied. output, gradient: of the layer, as they lie in memory; what
-    is outside the grid has gradient zero.
-    """
-
-    def __init__(self, tap: Tap, own: Own, output: Tensor, uses: list[Use]) -> None:
-        self.own, self.output, self.uses = own.tensors, output, uses
-        self.gradient = _pulled_back(tap, self.output)
-
-
-def _pulled_back(tap: Tap, output: Tensor) -> Tensor:
-    """Give a tap's gradient as the layer's output lies in memory. Raises RefusedError if that is another output."""
-    place = torch.zeros_like(output).requires_grad_()
-    laid = tap.layer.layout(place)
-    if laid.shape != tap.gradient.shape:
-        raise RefusedError("; its forward pass by itself gives another shape")
-    (gradient,) = torch.autograd.grad(laid, place, tap.gradient.to(output.dtype))
-    if not _near(tap.layer.layout(output.detach()).to(tap.activation.dtype), tap.activation, output.dtype):
-        raise RefusedError("; its forward pass by itself gives something else than in the network")
-    return gradient
-
-
-def _near(found: Tensor, wanted: Tensor, dtype: torch.dtype, scale: Tensor | None = None) -> bool:
-    tolerance = 16 * torch.finfo(dtype).eps ** 0.75
-    largest = (wanted if scale is None else scale).abs().max()
-    return bool((found - wanted).abs().max() <= tolerance * largest)
-
-
-def _of_a_matrix(tap: Tap, replay: _Replay, use: Use, parameter: str) -> Contribution:
-    if use.given.get(parameter) is None:
-        raise RefusedError("")
-    (gradient,) = torch.autograd.grad(replay.output, use.output, replay.gradient)
-    gradient, source = precise(_map(tap, replay, use, gradient)), precise(_map(tap, replay, use, use.source))
+def _matrix_contribution(tap: Tap, replayed: _ReplayedLayer, use: _WeightUse, parameter: str) -> Contribution:
+    """Compute the contribution to the weight or bias of the layer's one convolution or linear map."""
+    if use.arguments.get(parameter) is None:
+        raise NoSharedWeightError("")
+    (raw_gradient,) = torch.autograd.grad(replayed.output, use.output, replayed.gradient)
+    gradient = precise(_as_map(tap, replayed, use, raw_gradient))
+    source = precise(_as_map(tap, replayed, use, use.source))
     batch, _, *grid = tap.gradient.shape
     if gradient.shape[0] != batch or list(gradient.shape[2:]) != grid:
-        raise RefusedError(" at the same locations as its output")
+        raise NoSharedWeightError(" at the same locations as its output")
     if parameter == "bias":
         return Dense(gradient)
     if use.operation is F.linear:
         return Outer(Dense(gradient), Dense(source))
-    options = {name: value for name, value in use.given.items() if name not in ("input", "weight", "bias")}
-    rows, columns = use.given["weight"].shape[2:]
-    return convolution(gradient, source, (rows, columns), **options)
+    options = {name: value for name, value in use.arguments.items() if name not in ("input", "weight", "bias")}
+    rows, columns = use.arguments["weight"].shape[2:]
+    return convolution_contribution(gradient, source, (rows, columns), **options)
 
 
-def _map(tap: Tap, replay: _Replay, use: Use, tensor: Tensor) -> Tensor:
-    """Bring what an operation inside a layer took or gave to [B,C,h,w]."""
+def _as_map(tap: Tap, replayed: _ReplayedLayer, use: _WeightUse, tensor: Tensor) -> Tensor:
+    """Bring the input or output of an operation inside a layer to [B,C,h,w]."""
     if use.operation is F.conv2d and tensor.ndim == 4:
         return tensor
     if use.operation is F.linear and tensor.ndim == 4:
         return tensor.movedim(-1, 1)
-    if tensor.ndim == replay.output.ndim == 3 and tensor.shape[1] == replay.output.shape[1]:
+    if tensor.ndim == replayed.output.ndim == 3 and tensor.shape[1] == replayed.output.shape[1]:
         return tap.layer.layout(tensor)
     rows, columns = tap.gradient.shape[2:]
     if tensor.ndim == 3 and tensor.shape[1] == rows * columns:
-        laid: Tensor = tensor.movedim(-1, 1).unflatten(2, (rows, columns))
-        return laid
-    raise RefusedError(" at the same locations as its output")
+        as_map: Tensor = tensor.movedim(-1, 1).unflatten(2, (rows, columns))
+        return as_map
+    raise NoSharedWeightError(" at the same locations as its output")
 
 
-def _of_a_scale(tap: Tap, replay: _Replay, parameter: str) -> Contribution:
+# --- A scale or shift per channel
+
+
+def _scale_contribution(tap: Tap, replayed: _ReplayedLayer, parameter: str) -> Contribution:
+    """Compute the contribution to a parameter with one entry per channel: gradient times slope."""
     channels = tap.gradient.shape[1]
     slopes = {
         name: slope
-        for name, tensor in replay.own.items()
-        if tensor.numel() == channels and (slope := _slope(tap, replay.output, tensor)) is not None
+        for name, tensor in replayed.own.items()
+        if tensor.numel() == channels and (slope := _slope(tap, replayed.output, tensor)) is not None
     }
-    name = _chosen(slopes, parameter)
+    name = _choose_parameter(slopes, parameter)
     products = tap.gradient * slopes[name]
-    (whole,) = torch.autograd.grad(replay.output, replay.own[name], replay.gradient, retain_graph=True)
+    (total,) = torch.autograd.grad(replayed.output, replayed.own[name], replayed.gradient, retain_graph=True)
     summed, scale = products.sum((0, 2, 3)), products.abs().sum((0, 2, 3))
-    if not _near(summed, whole.flatten().to(summed.dtype), replay.output.dtype, scale):
-        raise RefusedError(f"; its {name} does not act on each channel by itself")
+    if not _are_close(summed, total.flatten().to(summed.dtype), replayed.output.dtype, scale):
+        raise NoSharedWeightError(f"; its {name} does not act on each channel by itself")
     return Dense(products)
 
 
 def _slope(tap: Tap, output: Tensor, tensor: Tensor) -> Tensor | None:
-    """Differentiate a layer's output [B,C,h,w] by a tensor with an entry for each channel; None if it does not enter.
+    """Differentiate a layer's output [B,C,h,w] by a tensor with one entry per channel; None if it does not enter.
 
-    Backward twice, which is forward: the gradient is linear in what it is taken of, and its slope is what is asked.
+    Two backward passes make a forward derivative: the gradient is linear in the vector that it is taken for, and its
+    slope by that vector is the derivative.
     """
-    probe = torch.zeros_like(output).requires_grad_()
-    gradient = _gradient(output, tensor, probe)
-    slope = None if gradient is None else _gradient(gradient, probe, torch.ones_like(gradient))
+    vector = torch.zeros_like(output).requires_grad_()
+    gradient = _differentiable_gradient(output, tensor, vector)
+    slope = None if gradient is None else _differentiable_gradient(gradient, vector, torch.ones_like(gradient))
     if slope is None:
         return None
-    laid = precise(tap.layer.layout(slope.detach()))
-    return laid if bool(laid.any()) else None
+    as_map = precise(tap.layer.layout(slope.detach()))
+    return as_map if bool(as_map.any()) else None
 
 
-def _gradient(result: Tensor, tensor: Tensor, toward: Tensor) -> Tensor | None:
-    """Go back from a result to a tensor, so that one can go back again; None if it does not enter."""
+def _differentiable_gradient(result: Tensor, tensor: Tensor, vector: Tensor) -> Tensor | None:
+    """Compute a vector-Jacobian product that can be differentiated again; None if the tensor does not enter."""
     if not result.requires_grad:
         return None
-    found: tuple[Tensor | None, ...]
-    found = torch.autograd.grad(result, tensor, toward, create_graph=True, allow_unused=True)
-    return found[0]
+    gradients: tuple[Tensor | None, ...]
+    gradients = torch.autograd.grad(result, tensor, vector, create_graph=True, allow_unused=True)
+    return gradients[0]
 
 
-def _chosen(slopes: dict[str, Tensor], parameter: str) -> str:
-    """Choose the scale or the shift of a layer: by torch's own two names, else by whether the slope is one all over."""
+def _choose_parameter(slopes: dict[str, Tensor], parameter: str) -> str:
+    """Choose the scale or shift of a layer: by torch's own two names, else a shift by its slope of 1 everywhere."""
     if parameter in slopes:
         return parameter
     unnamed = {name: slope for name, slope in slopes.items() if name not in ("weight", "bias")}
     fitting = [name for name, slope in unnamed.items() if bool((slope == 1).all()) == (parameter == "bias")]
     if len(fitting) > 1:
-        raise RefusedError(f"; it has several, {', '.join(map(repr, fitting))}")
+        raise NoSharedWeightError(f"; it has several, {', '.join(map(repr, fitting))}")
     if not fitting:
-        raise RefusedError("")
+        raise NoSharedWeightError("")
     return fitting[0]

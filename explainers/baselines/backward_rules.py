@@ -1,8 +1,8 @@
-"""Other rules for the way back: operations of one forward pass whose gradient is replaced.
+"""Propagation rules: replace the backward pass of single operations during one forward pass.
 
-The rules take hold of the operations themselves (`relu`, `conv2d`, `add` …) as the network calls them, not of its
-modules. So it makes no difference whether an operation is a module's, a function's or in place, nor whether a module
-runs twice, and neither a weight, a hook nor a flag of the network is touched.
+The rules intercept the operations themselves (`relu`, `conv2d`, `add` …) as the network calls them, not its modules. So
+it makes no difference whether an operation is a module's, a function's or in place, nor whether a module runs twice,
+and no weight, hook or flag of the network is touched.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ __all__ = [
     "AVERAGES",
     "RECTIFIERS",
     "STRUCTURAL",
-    "Rule",
-    "Rules",
-    "check_constant",
-    "constant",
-    "copying",
-    "one_tap",
-    "steered",
-    "unsupported",
+    "BackwardRules",
+    "OperationRule",
+    "check_constant_factor",
+    "depends_on_pixels",
+    "multiply_by_constant",
+    "out_of_place",
+    "replace_backward",
+    "tap_under_rules",
+    "unsupported_operation",
 ]
 
-Rule = Callable[..., Any]
+OperationRule = Callable[..., Any]
 """Called in an operation's place with (the operation, its first tensor, its other arguments)."""
 
 STRUCTURAL = frozenset(
@@ -45,7 +46,7 @@ STRUCTURAL = frozenset(
         *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout"),
     )
 )
-"""Operations that hand numbers on as they are (dropout, in eval mode): their own gradient serves every rule."""
+"""Operations that only move or copy values (dropout, in eval mode): their own gradient is right for every rule."""
 
 AVERAGES = ("avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "mean")
 
@@ -53,19 +54,29 @@ RECTIFIERS = ("relu", "relu6")
 """An nn.ReLU6 counts as relu6, though it runs as hardtanh from 0 to 6."""
 
 
-class Rules(TorchFunctionMode):
-    """Hold rules over the operations of a forward pass on anything that has a gradient.
+# --- Intercepting operations
 
-    method: whose rules they are. table: operation → rule; an operation's name is without underscores at its ends, so
-    that "relu" is also relu_ and nn.ReLU, and "add" also add_. known: what else may be met; None lets anything pass
-    with its own gradient, otherwise an operation without a rule raises GradlightError. met: the operations with rules
-    that ran, with or without a gradient.
+
+class BackwardRules(TorchFunctionMode):
+    """Apply propagation rules to the operations of a forward pass on every tensor that requires a gradient.
+
+    Args:
+        method: The baseline that the rules belong to, for error messages.
+        table: Operation → rule. An operation's name has no underscores at its ends: "relu" is also relu_ and nn.ReLU,
+            and "add" also add_.
+        allowed: The operations that may run without a rule, with their own gradient; None allows all.
+
+    Attributes:
+        operations_met: The operations with rules that ran, with or without a gradient.
+
+    Raises:
+        GradlightError: While entered, for an operation that has neither a rule nor a permission.
     """
 
-    def __init__(self, method: str, table: Mapping[str, Rule], known: frozenset[str] | None = None) -> None:
+    def __init__(self, method: str, table: Mapping[str, OperationRule], allowed: frozenset[str] | None = None) -> None:
         super().__init__()
-        self.method, self.table, self.known = method, table, known
-        self.met: set[str] = set()
+        self.method, self.table, self.allowed = method, table, allowed
+        self.operations_met: set[str] = set()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -74,66 +85,113 @@ class Rules(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if not args and "input" in kwargs:
             args = (kwargs.pop("input"),)
-        name = _name(func, args, kwargs)
+        name = _operation_name(func, args, kwargs)
         if name in self.table:
-            self.met.add(name)
+            self.operations_met.add(name)
         if name in self.table and any(isinstance(value, Tensor) and value.requires_grad for value in args[:2]):
             return self.table[name](func, *args, **kwargs)
         result = func(*args, **kwargs)
-        if self.known is not None and name not in self.known and _has_gradient(result):
-            raise unsupported(self.method, name)
+        if self.allowed is not None and name not in self.allowed and depends_on_pixels(result):
+            raise unsupported_operation(self.method, name)
         return result
 
 
-def _name(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+def _operation_name(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     name = str(getattr(func, "__name__", func)).strip("_")
     if name == "hardtanh" and (args[1:2] == (0,) or kwargs.get("min_val") == 0):
         return "relu6"
     return name
 
 
-def _has_gradient(result: Any) -> bool:
-    if isinstance(result, (tuple, list)):
-        return any(map(_has_gradient, result))
-    return isinstance(result, Tensor) and result.requires_grad
+def depends_on_pixels(value: Any) -> bool:
+    """Return whether an operation's argument or result carries a gradient: only the pixels and what follows do."""
+    if isinstance(value, (tuple, list)):
+        return any(map(depends_on_pixels, value))
+    return isinstance(value, Tensor) and value.requires_grad
 
 
-def unsupported(method: str, operation: str) -> GradlightError:
-    """Make the error of an operation that a method has no rule for."""
+def unsupported_operation(method: str, operation: str) -> GradlightError:
+    """Make the error for an operation that a method has no rule for."""
     return GradlightError(
-        f"{method} has no rule for {operation!r}, which this network uses on the way to its score. It is defined for"
-        " convolutions, linear layers, batch norms, ReLUs, pooling and skip connections; integrated_gradients,"
-        " smoothgrad and the perturbations (occlusion, rise, lime) take every network."
+        f"{method} has no rule for {operation!r}, which this network uses between the pixels and its score. It is"
+        " defined for convolutions, linear layers, batch norms, ReLUs, pooling and skip connections;"
+        " integrated_gradients, smoothgrad and the perturbations (occlusion, rise, lime) work with every network."
     )
 
 
-class _Steered(torch.autograd.Function):
-    """An operation with another way back."""
+def tap_under_rules(
+    rules: BackwardRules,
+    objective: Objective,
+    pixels: Tensor,
+    target: Target,
+    layer: Layer,
+    *,
+    from_pixels: bool = True,
+) -> Tap:
+    """Run one forward and one backward pass under rules, and return the tap of a layer.
+
+    Args:
+        rules: The rules; the tap's gradient is what they propagate to the layer.
+        objective: The objective.
+        pixels: [1,3,H,W].
+        target: One fixed target.
+        layer: The layer.
+        from_pixels: Whether the graph starts at the pixels, so that a rule can tell what depends on them; otherwise it
+            starts at the layer.
+    """
+    pixel_layer = Layer("input", 0, pixels.shape[1], (pixels.shape[2], pixels.shape[3]))
+    layers = [pixel_layer, layer] if from_pixels and layer.name != "input" else [layer]
+    with rules:
+        recording = record(objective, pixels, layers, [[target]])
+    return recording.taps(0)[layer.name]
+
+
+# --- For writing rules
+
+
+class _ReplacedBackward(torch.autograd.Function):
+    """An operation with another function as its backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, run: Callable[..., Tensor], back: Callable[..., Any], call: Any, *inputs: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, run: Callable[..., Tensor], backward: Callable[..., Any], call: Any, *inputs: Tensor
+    ) -> Tensor:
         ctx.save_for_backward(*inputs)
-        ctx.back, ctx.call = back, call
+        ctx.replacement, ctx.call = backward, call
         return run(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *signals: Tensor) -> Any:
-        return None, None, None, *ctx.back(signals[0], *ctx.saved_tensors)
+        return None, None, None, *ctx.replacement(signals[0], *ctx.saved_tensors)
 
 
-def steered(
-    run: Callable[..., Tensor], back: Callable[..., tuple[Tensor, ...]], *inputs: Tensor, call: Any = None
+def replace_backward(
+    run: Callable[..., Tensor], backward: Callable[..., tuple[Tensor, ...]], *inputs: Tensor, call: Any = None
 ) -> Tensor:
-    """Run an operation on its inputs; on the way back `back(signal, *inputs)` gives what each of them receives.
+    """Run an operation on its inputs, and replace its backward pass.
 
-    run must not overwrite its inputs. call: kept on the result's grad_fn, for the operation that comes next.
+    Args:
+        run: The operation; it must not overwrite its inputs.
+        backward: Called as backward(signal, *inputs); returns the signal of each input.
+        *inputs: The tensors that the operation depends on.
+        call: Kept on the result's grad_fn, for the operation that comes next.
+
+    Returns:
+        The operation's result.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([1.0, -2.0], requires_grad=True)
+        >>> y = replace_backward(torch.relu, lambda signal, x: (10 * signal,), x)
+        >>> torch.autograd.grad(y.sum(), x)[0].tolist()
+        [10.0, 10.0]
     """
-    result: Tensor = _Steered.apply(run, back, call, *inputs)
+    result: Tensor = _ReplacedBackward.apply(run, backward, call, *inputs)
     return result
 
 
-def copying(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[Tensor], Tensor]:
-    """Give an operation that leaves its first tensor as it is, though it may be an in-place one."""
+def out_of_place(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+    """Make a function of an operation's first tensor that does not overwrite it, even if the operation does."""
 
     def run(x: Tensor) -> Tensor:
         result: Tensor = func(x.clone(), *args, **kwargs)
@@ -142,28 +200,14 @@ def copying(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
     return run
 
 
-def constant(method: str, func: Callable[..., Any], first: Any, second: Any, **kwargs: Any) -> Any:
-    """Multiply or divide by what does not depend on the pixels; raises GradlightError where both factors do."""
-    check_constant(method, func, first, second)
+def multiply_by_constant(method: str, func: Callable[..., Any], first: Any, second: Any, **kwargs: Any) -> Any:
+    """Multiply or divide by a factor that does not depend on the pixels; raises GradlightError where both do."""
+    check_constant_factor(method, func, first, second)
     return func(first, second, **kwargs)
 
 
-def check_constant(method: str, func: Callable[..., Any], first: Any, second: Any) -> None:
+def check_constant_factor(method: str, func: Callable[..., Any], first: Any, second: Any) -> None:
     """Raise GradlightError for a product of two parts of the network, or a division by one."""
     name = func.__name__.strip("_")
-    if _has_gradient(second) and (_has_gradient(first) or "div" in name):
-        raise unsupported(method, f"{name} of two parts of the network" if _has_gradient(first) else name)
-
-
-def one_tap(
-    rules: Rules, objective: Objective, pixels: Tensor, target: Target, layer: Layer, *, whole: bool = True
-) -> Tap:
-    """Go forward and back once under rules and give the tap of a layer, whose gradient is what the rules made of it.
-
-    whole: the graph starts at the pixels, so that a rule can tell what depends on them.
-    """
-    start = Layer("input", 0, pixels.shape[1], (pixels.shape[2], pixels.shape[3]))
-    layers = [start, layer] if whole and layer.name != "input" else [layer]
-    with rules:
-        recording = record(objective, pixels, layers, [[target]])
-    return recording.taps(0)[layer.name]
+    if depends_on_pixels(second) and (depends_on_pixels(first) or "div" in name):
+        raise unsupported_operation(method, f"{name} of two parts of the network" if depends_on_pixels(first) else name)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ...models.base import Layer
 from ...models.objective import Objective, Target
-from .captum_adapter import scoring
+from .captum_adapter import score_function
 
 __all__ = ["SmoothMask", "area_penalty", "blur_pyramid", "blurred", "extremal_perturbation", "perturbed"]
 
@@ -34,41 +34,68 @@ def extremal_perturbation(
     growth: float = 1.0035,
     smooth: float = 0.09,
 ) -> Tensor:
-    """Give the sum of the masks that keep the score highest while the rest is blurred, one for each area [1,H,W].
+    """Compute the sum of the masks that keep the score highest while the rest is blurred, one for each area.
 
-    A mask is the smooth maximum of a grid (`SmoothMask`), and is held to its area by `area_penalty`. areas: shares of
-    the photo. steps: of gradient ascent, each one forward and one backward pass of a copy per area, 800 × 4 in all.
-    cells, sigma: of the grid along the shorter side, and the mask's smoothness in cells (7 and 21 pixels of 224 in the
-    paper). blur, levels: the strongest blur, as a share of the shorter side, and how many there are on the way to it.
-    rate, momentum: of the ascent. weight, growth: of the penalty, and its factor from step to step. smooth: Gaussian
-    over the summed masks, as a share of the shorter side (its pointing game's 9 %). Nothing is random. (Fong, Patrick
-    and Vedaldi 2019, "Understanding deep networks via extremal perturbations and smooth masks".)
+    A mask is the smooth maximum of a grid (`SmoothMask`), and is held to its area by `area_penalty`. Nothing is random.
+    (Fong, Patrick and Vedaldi 2019, "Understanding deep networks via extremal perturbations and smooth masks".)
+
+    Args:
+        objective: The objective.
+        pixels: [1,3,H,W].
+        target: One fixed target.
+        layer: Not used; the map is that of the pixels.
+        areas: Shares of the image.
+        steps: Of gradient ascent, each one forward and one backward pass of a copy per area, 800 × 4 in all.
+        cells: Cells of the grid along the shorter side (a cell is 7 pixels of 224 in the paper).
+        sigma: The mask's smoothness in cells (21 pixels in the paper).
+        blur: The strongest blur, as a share of the shorter side.
+        levels: Number of blurs from none to the strongest.
+        rate: Of the ascent.
+        momentum: Of the ascent.
+        weight: Of the penalty at the first step.
+        growth: Factor of the penalty's weight from step to step.
+        smooth: Gaussian over the summed masks, as a share of the shorter side (the 9 % of its pointing game).
+
+    Returns:
+        [1,H,W].
     """
-    score = scoring(objective, target)
+    score = score_function(objective, target)
     shorter = min(pixels.shape[2:])
     with torch.no_grad():
         pyramid = blur_pyramid(pixels, blur * shorter, levels)
-    shape = SmoothMask((pixels.shape[2], pixels.shape[3]), cells, sigma)
-    grids = torch.ones(len(areas), 1, *shape.grid, dtype=pixels.dtype, device=pixels.device)
+    smooth_mask = SmoothMask((pixels.shape[2], pixels.shape[3]), cells, sigma)
+    grids = torch.ones(len(areas), 1, *smooth_mask.grid, dtype=pixels.dtype, device=pixels.device)
     velocity = torch.zeros_like(grids)
     for _ in range(steps):
         grids.requires_grad_()
-        kept = shape(grids)
-        gain = score(perturbed(pyramid, shape.enlarged(kept))) - weight * area_penalty(kept, areas)
+        masks = smooth_mask(grids)
+        gain = score(perturbed(pyramid, smooth_mask.enlarged(masks))) - weight * area_penalty(masks, areas)
         (gradient,) = torch.autograd.grad(gain.sum(), grids)
         with torch.no_grad():
             velocity = momentum * velocity + (1 - momentum) * gradient
             grids = (grids + rate * velocity).clamp(0, 1)
         weight *= growth
     with torch.no_grad():
-        total = shape.enlarged(shape(grids)).sum(0, keepdim=True)
+        total = smooth_mask.enlarged(smooth_mask(grids)).sum(0, keepdim=True)
         return blurred(total, smooth * shorter)[:, 0]
 
 
 class SmoothMask:
-    """Masks that are smooth by construction: the smooth maximum of a grid, each of its values under a bump.
+    """Masks that are smooth by construction: the smooth maximum of a grid whose values each lie under a bump.
 
-    size: height and width of the photo. The bump is flat to half of sigma (in cells) and then falls off as a Gaussian.
+    The bump is flat to half of sigma and then falls off as a Gaussian.
+
+    Args:
+        size: Height and width of the image.
+        cells: Cells of the grid along the shorter side.
+        sigma: Width of the bump in cells.
+        sharpness: T of the smooth maximum.
+
+    Example:
+        >>> import torch
+        >>> smooth_mask = SmoothMask((224, 112), cells=4, sigma=1.0)
+        >>> smooth_mask.grid, smooth_mask(torch.ones(2, 1, 8, 4)).shape
+        ((8, 4), torch.Size([2, 1, 8, 4]))
     """
 
     def __init__(self, size: tuple[int, int], cells: int, sigma: float, sharpness: float = 20.0) -> None:
@@ -76,34 +103,46 @@ class SmoothMask:
         side = min(size) / cells
         self.grid = (max(1, round(size[0] / side)), max(1, round(size[1] / side)))
         self.reach = max(1, math.ceil(1.5 * sigma))
-        steps = torch.arange(-self.reach, self.reach + 1, dtype=torch.float64)
-        distance = torch.hypot(steps.view(-1, 1), steps)
+        offsets = torch.arange(-self.reach, self.reach + 1, dtype=torch.float64)
+        distance = torch.hypot(offsets.view(-1, 1), offsets)
         self.bump = torch.exp(-0.5 * (2 * distance / sigma - 1).clamp(min=0).square())
 
     def __call__(self, grids: Tensor) -> Tensor:
         """Take the smooth maximum Σ v·exp(T v) / Σ exp(T v) of v = bump × value around each cell: [A,1,h,w]."""
-        around = F.pad(grids, [self.reach] * 4, mode="replicate")
-        patches = F.unfold(around, self.bump.shape[0]).unflatten(2, self.grid)
+        padded = F.pad(grids, [self.reach] * 4, mode="replicate")
+        patches = F.unfold(padded, self.bump.shape[0]).unflatten(2, self.grid)
         values = patches * self.bump.to(grids).view(1, -1, 1, 1)
         smooth: Tensor = (values * (self.sharpness * values).softmax(1)).sum(1, keepdim=True)
         return smooth
 
     def enlarged(self, masks: Tensor) -> Tensor:
-        """Bring masks [A,1,h,w] to the photo's size."""
+        """Upsample masks [A,1,h,w] to the image's size."""
         return F.interpolate(masks, self.size, mode="bilinear", align_corners=False)
 
 
 def area_penalty(masks: Tensor, areas: Sequence[float]) -> Tensor:
-    """Tell how far masks [A,1,h,w] are from showing exactly their areas [A].
+    """Measure how far masks are from showing exactly their areas.
 
-    It is the mean squared difference between a mask's values in order and those of a mask that is 1 on its share of
-    the places and 0 elsewhere: zero only for a mask of this area whose values are all 0 or 1.
+    It is the mean squared difference between a mask's sorted values and those of a mask that is 1 on its share of the
+    locations and 0 elsewhere: zero only for a mask of this area whose values are all 0 or 1.
+
+    Args:
+        masks: [A,1,h,w].
+        areas: The A shares.
+
+    Returns:
+        [A].
+
+    Example:
+        >>> import torch
+        >>> area_penalty(torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]]), [0.25]).tolist()
+        [0.0]
     """
     ordered = masks.flatten(1).sort(1).values
     count = ordered.shape[1]
-    shown = torch.tensor(areas, dtype=masks.dtype, device=masks.device).view(-1, 1)
-    wanted = (torch.arange(count, device=masks.device) >= (1 - shown) * count).to(masks)
-    return (ordered - wanted).square().mean(1)
+    shares = torch.tensor(areas, dtype=masks.dtype, device=masks.device).view(-1, 1)
+    ideal = (torch.arange(count, device=masks.device) >= (1 - shares) * count).to(masks)
+    return (ordered - ideal).square().mean(1)
 
 
 def blur_pyramid(pixels: Tensor, strongest: float, levels: int) -> Tensor:
@@ -112,18 +151,18 @@ def blur_pyramid(pixels: Tensor, strongest: float, levels: int) -> Tensor:
 
 
 def perturbed(pyramid: Tensor, masks: Tensor) -> Tensor:
-    """Show each pixel as sharply as masks [A,1,H,W] say, 1 as it is and 0 most blurred: [A,3,H,W]."""
+    """Blur an image pixel by pixel: where masks [A,1,H,W] are 1 not at all, where they are 0 most: [A,3,H,W]."""
     level = torch.arange(len(pyramid)).to(pyramid).view(1, -1, 1, 1)
     shares = (1 - ((1 - masks) * (len(pyramid) - 1) - level).abs()).clamp(min=0)
     return torch.einsum("alhw,lchw->achw", shares, pyramid)
 
 
 def blurred(pixels: Tensor, sigma: float) -> Tensor:
-    """Convolve [B,C,H,W] with a Gaussian of a standard deviation in pixels; the border is repeated outwards."""
+    """Convolve [B,C,H,W] with a Gaussian of a standard deviation in pixels; the border is replicated outwards."""
     if sigma <= 0:
         return pixels
     reach = math.ceil(3 * sigma)
     kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / sigma).square())
     kernel = (kernel / kernel.sum()).to(pixels).view(1, 1, -1, 1)
-    flat = F.pad(pixels.flatten(0, 1).unsqueeze(1), [reach] * 4, mode="replicate")
-    return F.conv2d(F.conv2d(flat, kernel), kernel.mT).view_as(pixels)
+    channels = F.pad(pixels.flatten(0, 1).unsqueeze(1), [reach] * 4, mode="replicate")
+    return F.conv2d(F.conv2d(channels, kernel), kernel.mT).view_as(pixels)

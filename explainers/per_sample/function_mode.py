@@ -1,162 +1,161 @@
-"""Run a network on a batch so that every image meets its own version of the weights.
+"""Run a network on a batch so that every image uses its own value of the weights.
 
-Every call of a torch function that takes a weight is caught. Layers have rules of their own (`layers`); any
-other call is made once for each image, with that image's part of the batch and its version of the weights. What a
-network makes of weights alone is itself a weight in B versions, and caught in turn.
+`PerSampleMode` intercepts every torch call with a weight. For two images and `F.linear(x, weight)`, x of shape [2,C]:
 
-Tensors in nested tuples, lists and dicts, as functions take and give them.
+    versions[id(weight)]  a PerSampleWeight whose stacked() is [2,O,C]
+    layouts[key]          the batch is axis 0 of x, not in weight, and axis 0 of the result
+    with a rule           rules.py computes both rows at once
+    without               F.linear(x[0:1], weight of image 0), F.linear(x[1:2], weight of image 1), concatenated
+
+`weight * 2` has no batch in its result: this is a DerivedTensor, intercepted in turn where it is used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_iter, tree_map_only
 
-from .weights import Derived, NotCoveredError, Version, Weight
+from .weights import DerivedTensor, NotCoveredError, PerSampleTensor, PerSampleWeight
 
 __all__ = [
     "BatchLayout",
     "BatchLayouts",
-    "PerImage",
+    "GradientHook",
     "PerSampleCall",
-    "asks",
-    "key_of",
-    "leaves",
-    "named",
-    "overwrites",
-    "rebuilt",
-    "replaced",
+    "PerSampleMode",
+    "PerSampleRule",
+    "call_key",
+    "function_name",
+    "is_in_place",
+    "is_metadata_query",
+    "tensors_in",
 ]
 
+GradientHook = Callable[[Tensor], None]
+"""Takes the gradient at a layer's output, and adds it to the weights."""
 
-def leaves(tree: Any) -> Iterator[Tensor]:
-    """Give the tensors in nested tuples, lists and dicts, in their order."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, (tuple, list)):
-        for branch in tree:
-            yield from leaves(branch)
-    elif isinstance(tree, dict):
-        yield from leaves(list(tree.values()))
-
-
-def rebuilt(tree: Any, change: Callable[[Any], Any]) -> Any:
-    """Change every branch of a tuple, list or dict; anything else stays."""
-    if isinstance(tree, dict):
-        return {name: change(branch) for name, branch in tree.items()}
-    if isinstance(tree, (tuple, list)):
-        branches = [change(branch) for branch in tree]
-        return type(tree)(*branches) if hasattr(tree, "_fields") else type(tree)(branches)
-    return tree
-
-
-def replaced(tree: Any, tensors: Iterator[Tensor]) -> Any:
-    """Put other tensors in the places of a tree's own, in their order."""
-    if isinstance(tree, Tensor):
-        return next(tensors)
-    return rebuilt(tree, lambda branch: replaced(branch, tensors))
-
-
-Note = Callable[[Tensor], None]
-Rule = Callable[..., Any]
+PerSampleRule = Callable[..., Any]
+"""Called as (PerSampleCall, *the function's own arguments); returns NotImplemented where it does not apply."""
 
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """Where the batch lies in the tensors of a call, given and returned; None where it does not."""
+    """The batch axis of each tensor that a call takes and returns; None for a tensor without a batch."""
 
-    given: tuple[int | None, ...]
-    returned: tuple[int | None, ...]
+    inputs: tuple[int | None, ...]
+    outputs: tuple[int | None, ...]
 
 
 BatchLayouts = dict[Any, BatchLayout]
-"""What is known of a network's calls, by function, origin of the weights, and number of axes of each tensor."""
+"""The layouts of a network's calls, by `call_key`."""
 
-_QUESTIONS = frozenset(
+# --- Recognising calls
+
+_METADATA_QUERIES = frozenset(
     [
-        "size",
-        "dim",
-        "ndimension",
-        "numel",
-        "nelement",
-        "stride",
-        "storage_offset",
-        "element_size",
-        "is_contiguous",
-        "is_floating_point",
-        "is_complex",
-        "get_device",
-        "type",
-        "__len__",
-        "__hash__",
-        "__repr__",
-        "__format__",
-        "is_same_size",
-        "data_ptr",
+        *("size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "element_size"),
+        *("is_contiguous", "is_floating_point", "is_complex", "get_device", "type", "is_same_size", "data_ptr"),
+        *("__len__", "__hash__", "__repr__", "__format__"),
     ]
 )
-_TENSORS_OF_TENSORS = frozenset(["T", "mT", "H", "mH", "data", "real", "imag"])
+_TENSOR_ATTRIBUTES = frozenset(["T", "mT", "H", "mH", "data", "real", "imag"])
 
 
-def named(function: Any) -> str:
-    """Name a function; an attribute by its own name."""
+def tensors_in(tree: Any) -> list[Tensor]:
+    """List the tensors in nested tuples, lists and dicts, in their order."""
+    return [leaf for leaf in tree_iter(tree) if isinstance(leaf, Tensor)]
+
+
+def function_name(function: Any) -> str:
+    """Name a torch function; the getter of an attribute as "__get__ ATTRIBUTE".
+
+    Example:
+        >>> import torch
+        >>> function_name(torch.relu), function_name(torch.Tensor.shape.__get__)
+        ('relu', '__get__ shape')
+    """
     name = str(getattr(function, "__name__", function))
     return f"{name} {function.__self__.__name__}" if name in {"__get__", "__set__"} else name
 
 
-def asks(function: Any) -> bool:
-    """Tell whether a call only asks what a tensor is, not what it holds."""
-    name, _, attribute = named(function).partition(" ")
-    return name in _QUESTIONS or (name == "__get__" and attribute not in _TENSORS_OF_TENSORS)
+def is_metadata_query(function: Any) -> bool:
+    """Return whether a call only reads what kind of tensor it has (shape, dtype, device), not its values."""
+    name, _, attribute = function_name(function).partition(" ")
+    return name in _METADATA_QUERIES or (name == "__get__" and attribute not in _TENSOR_ATTRIBUTES)
 
 
-def overwrites(function: Any) -> bool:
-    """Tell whether a call writes into its first argument."""
-    name = named(function)
+def is_in_place(function: Any) -> bool:
+    """Return whether a call overwrites its first argument."""
+    name = function_name(function)
     return (name.endswith("_") and not name.endswith("__")) or (
         name.startswith(("__i", "__set")) and name != "__invert__"
     )
 
 
-def key_of(function: Any, given: tuple[Any, ...], known: dict[int, Version]) -> Any:
-    """Recognise a call in another run of the network."""
-    tensors = list(leaves(given))
-    origins = tuple(known[id(tensor)].origin if id(tensor) in known else None for tensor in tensors)
-    return named(function), origins, tuple(tensor.ndim for tensor in tensors)
+def call_key(function: Any, arguments: tuple[Any, ...], versions: dict[int, PerSampleTensor]) -> Any:
+    """Identify a call across runs: its function, the origins of its weights, the number of axes of its tensors."""
+    tensors = tensors_in(arguments)
+    origins = tuple(versions[id(tensor)].origin if id(tensor) in versions else None for tensor in tensors)
+    return function_name(function), origins, tuple(tensor.ndim for tensor in tensors)
 
 
-class PerImage(TorchFunctionMode):
-    """While entered, `count` images that run together meet their own versions of the weights.
+# --- Intercepting calls
 
-    settled: whether the step is taken. starts: where the graph began; the gradient there sets off the notes of a step
-    that is still to be taken.
+
+class PerSampleMode(TorchFunctionMode):
+    """While entered, the `count` images of a batch run with their own values of the weights.
+
+    Args:
+        weights: The weights, each with a gradient or a value per image.
+        layouts: The batch axes of the network's calls, as the probe found them.
+        rules: Batched forms by torch function.
+        count: Number of images.
+        stepped: Whether the weights have taken their step; before, their gradients are collected.
+
+    Attributes:
+        graph_starts: The tensors where the graph began; their gradients run the hooks that collect.
     """
 
     def __init__(
-        self, weights: Iterable[Weight], layouts: BatchLayouts, rules: dict[Any, Rule], count: int, *, settled: bool
+        self,
+        weights: Iterable[PerSampleWeight],
+        layouts: BatchLayouts,
+        rules: dict[Any, PerSampleRule],
+        count: int,
+        *,
+        stepped: bool,
     ) -> None:
         super().__init__()
-        self.known: dict[int, Version] = {id(weight.tensor): weight for weight in weights}
-        self.layouts, self.rules, self.count, self.settled = layouts, rules, count, settled
-        self.starts: list[Tensor] = []
+        self.versions: dict[int, PerSampleTensor] = {id(weight.tensor): weight for weight in weights}
+        self.layouts, self.rules, self.count, self.stepped = layouts, rules, count, stepped
+        self.graph_starts: list[Tensor] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not any(id(tensor) in self.known for tensor in leaves((args, kwargs))) or asks(func):
+        if not self._has_version(args, kwargs) or is_metadata_query(func):
             return func(*args, **kwargs)
         call = PerSampleCall(self, func, args, kwargs)
         rule = self.rules.get(func)
         result = NotImplemented if rule is None else rule(call, *args, **kwargs)
-        return call.one_by_one() if result is NotImplemented else result
+        return call.run_image_by_image() if result is NotImplemented else result
+
+    def _has_version(self, args: Any, kwargs: Any) -> bool:
+        """Return whether an argument differs by image; this runs at every torch call, so the usual case comes first."""
+        values = [*args, *kwargs.values()]
+        if any(id(value) in self.versions for value in values):
+            return True
+        nested = [value for value in values if isinstance(value, (tuple, list, dict))]
+        return any(id(leaf) in self.versions for leaf in tree_iter(nested)) if nested else False
 
 
-class _Begin(torch.autograd.Function):
-    """Let the graph begin at a tensor that needs no gradient, without a copy, and so that it may be overwritten."""
+class _GraphStart(torch.autograd.Function):
+    """Let the graph begin at a tensor that needs no gradient, without a copy, so that it may be overwritten."""
 
     @staticmethod
     def forward(ctx: Any, result: Tensor, start: Tensor) -> Tensor:
@@ -169,108 +168,125 @@ class _Begin(torch.autograd.Function):
 
 
 class PerSampleCall:
-    """One call of a torch function with at least one tensor that differs by image."""
+    """One call of a torch function with at least one tensor that differs by image.
 
-    def __init__(self, run: PerImage, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.run, self.function, self.args, self.kwargs, self.count = run, function, args, kwargs, run.count
-        self.key = key_of(function, (args, kwargs), run.known)
-        layout = run.layouts.get(self.key)
+    Raises:
+        NotCoveredError: If the probe met no such call.
+    """
+
+    def __init__(self, mode: PerSampleMode, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.mode, self.function, self.args, self.kwargs, self.count = mode, function, args, kwargs, mode.count
+        self.key = call_key(function, (args, kwargs), mode.versions)
+        layout = mode.layouts.get(self.key)
         if layout is None:
-            raise NotCoveredError(f"{named(function)} was not seen when the network was looked at")
+            raise NotCoveredError(f"{function_name(function)} was not called when the network was probed")
         self.layout = layout
-        self._axes = {id(t): axis for t, axis in zip(leaves((args, kwargs)), layout.given, strict=True)}
-
-    def version(self, tensor: Tensor | None) -> Version | None:
-        """Give the versions of a tensor, None if it is the same for every image."""
-        return None if tensor is None else self.run.known.get(id(tensor))
-
-    def weight(self, tensor: Tensor | None) -> Weight | None:
-        """Give the versions of a tensor that is itself a parameter."""
-        found = self.version(tensor)
-        return found if isinstance(found, Weight) else None
+        self._axes = {id(t): axis for t, axis in zip(tensors_in((args, kwargs)), layout.inputs, strict=True)}
 
     @property
-    def settled(self) -> bool:
-        """Tell whether the step is taken."""
-        return self.run.settled
+    def stepped(self) -> bool:
+        """Whether the weights have taken their step."""
+        return self.mode.stepped
 
-    def leads(self, tensor: Tensor) -> bool:
-        """Tell whether the batch is the first axis of a given tensor."""
-        return self._axes.get(id(tensor)) == 0 and self._share(tensor, 0) > 0
+    # --- For the rules
 
-    def direct(self, batched: Tensor, *others: Tensor | None) -> bool:
-        """Tell whether the batch leads in the first tensor, and the others are parameters or the same for all."""
-        return self.leads(batched) and not any(
-            isinstance(self.version(other), Derived) or (other is not None and self._axes[id(other)] is not None)
-            for other in others
+    def version_of(self, tensor: Tensor | None) -> PerSampleTensor | None:
+        """Return the versions of a tensor, None if it is the same for every image."""
+        return None if tensor is None else self.mode.versions.get(id(tensor))
+
+    def weight_of(self, tensor: Tensor | None) -> PerSampleWeight | None:
+        """Return the versions of a tensor that is itself a parameter."""
+        version = self.version_of(tensor)
+        return version if isinstance(version, PerSampleWeight) else None
+
+    def batch_is_first(self, tensor: Tensor) -> bool:
+        """Return whether the batch is the first axis of an argument."""
+        return self._axes.get(id(tensor)) == 0 and self._size_per_image(tensor, 0) > 0
+
+    def is_plain(self, batched: Tensor, *weights: Tensor | None) -> bool:
+        """Return whether the batch is the first axis of `batched`, and the weights are parameters or shared by all."""
+        return self.batch_is_first(batched) and not any(
+            isinstance(self.version_of(weight), DerivedTensor)
+            or (weight is not None and self._axes[id(weight)] is not None)
+            for weight in weights
         )
 
     def copies(self, tensor: Tensor | None, rows: int) -> Tensor | None:
-        """Give a tensor's versions, each repeated so that there are as many as rows: [rows,*shape]."""
+        """Return a tensor's versions, each repeated so that there are as many as rows: [rows,*shape]."""
         if tensor is None:
             return None
-        found = self.version(tensor)
-        if found is None:
+        version = self.version_of(tensor)
+        if version is None:
             return tensor.expand(rows, *tensor.shape)
-        versions, times = found.versions(), rows // self.count
-        return versions if times == 1 else versions.repeat_interleave(times, 0)
+        stacked, times = version.stacked(), rows // self.count
+        return stacked if times == 1 else stacked.repeat_interleave(times, 0)
 
-    def track(self, result: Tensor, note: Note) -> Tensor:
-        """Have the gradient of a fresh result noted, on the way to the step."""
+    def collect(self, result: Tensor, hook: GradientHook) -> Tensor:
+        """Have the gradient at a newly computed result collected by a hook in the backward pass."""
         if not torch.is_grad_enabled():
             return result
         if not result.requires_grad:
             start = result.new_empty(0, requires_grad=True)
-            self.run.starts.append(start)
-            result = _Begin.apply(result, start)
-        result.register_hook(note)
+            self.mode.graph_starts.append(start)
+            result = _GraphStart.apply(result, start)
+        result.register_hook(hook)
         return result
 
-    def one_by_one(self) -> Any:
-        """Make the call once for each image."""
-        inplace = overwrites(self.function)
-        if "out" in self.kwargs or (inplace and self.version(self.args[0]) is not None):
-            raise NotCoveredError(f"{named(self.function)} writes into a weight")
-        if inplace and self._axes[id(self.args[0])] is None:
-            raise NotCoveredError(f"{named(self.function)} writes weights into something that the images share")
-        answers = [
-            self.function(*self._part(self.args, image), **self._part(self.kwargs, image))
+    # --- Without a rule
+
+    def run_image_by_image(self) -> Any:
+        """Make the call once for each image, with its part of the batch and its own value of the weights."""
+        name, in_place = function_name(self.function), is_in_place(self.function)
+        if "out" in self.kwargs or (in_place and self.version_of(self.args[0]) is not None):
+            raise NotCoveredError(f"{name} writes into a weight")
+        if in_place and self._axes[id(self.args[0])] is None:
+            raise NotCoveredError(f"{name} writes weights into a tensor that the images share")
+        results = [
+            self.function(*self._arguments_of(self.args, image), **self._arguments_of(self.kwargs, image))
             for image in range(self.count)
         ]
-        return self.args[0] if inplace else self._joined(answers)
+        return self.args[0] if in_place else self._joined(results)
 
-    def _part(self, tree: Any, image: int) -> Any:
-        if isinstance(tree, Tensor):
-            found, axis = self.run.known.get(id(tree)), self._axes[id(tree)]
-            if found is not None:
-                return found.each()[image]
+    def _arguments_of(self, tree: Any, image: int) -> Any:
+        """Replace every tensor by one image's part of it."""
+
+        def tensor_of(tensor: Tensor) -> Tensor:
+            version, axis = self.mode.versions.get(id(tensor)), self._axes[id(tensor)]
+            if version is not None:
+                return version.unbound()[image]
             if axis is None:
-                return tree
-            size = self._share(tree, axis)
-            return tree.narrow(axis, image * size, size)
-        return rebuilt(tree, lambda branch: self._part(branch, image))
+                return tensor
+            size = self._size_per_image(tensor, axis)
+            return tensor.narrow(axis, image * size, size)
 
-    def _share(self, tensor: Tensor, axis: int) -> int:
+        return tree_map_only(Tensor, tensor_of, tree)
+
+    def _size_per_image(self, tensor: Tensor, axis: int) -> int:
         if tensor.shape[axis] % self.count:
-            raise NotCoveredError(f"{named(self.function)} has {tensor.shape[axis]} rows for {self.count} images")
+            raise NotCoveredError(
+                f"{function_name(self.function)} has {tensor.shape[axis]} rows for {self.count} images"
+            )
         return tensor.shape[axis] // self.count
 
-    def _joined(self, answers: list[Any]) -> Any:
-        """Put the images' answers together: along the batch, or as a weight in versions where there is none."""
-        columns = list(zip(*(list(leaves(answer)) for answer in answers), strict=True))
-        if len(columns) != len(self.layout.returned) or not columns:
-            raise NotCoveredError(f"{named(self.function)} takes a weight and gives {type(answers[0]).__name__}")
-        joined = iter([self._column(*item) for item in enumerate(zip(columns, self.layout.returned, strict=True))])
-        return replaced(answers[0], joined)
+    def _joined(self, results: list[Any]) -> Any:
+        """Join the images' results: along the batch, or as a derived weight where there is no batch."""
+        columns = list(zip(*map(tensors_in, results), strict=True))
+        if len(columns) != len(self.layout.outputs) or not columns:
+            raise NotCoveredError(
+                f"{function_name(self.function)} takes a weight and returns {type(results[0]).__name__}"
+            )
+        joined = iter([self._joined_column(number, column) for number, column in enumerate(columns)])
+        return tree_map_only(Tensor, lambda _: next(joined), results[0])
 
-    def _column(self, number: int, item: tuple[tuple[Tensor, ...], int | None]) -> Tensor:
-        values, axis = item
+    def _joined_column(self, number: int, values: tuple[Tensor, ...]) -> Tensor:
+        """Join the same tensor of every image's result."""
+        axis = self.layout.outputs[number]
         if axis is None:
-            derived = Derived(values, (self.key[0], self.key[1], number))
-            self.run.known[id(derived.tensor)] = derived
+            derived = DerivedTensor(values, (self.key[0], self.key[1], number))
+            self.mode.versions[id(derived.tensor)] = derived
             return derived.tensor
-        if all(given is None for given in self.layout.given):
-            # Weights that were spread over the batch, as a class token is: each image's own part of its own version.
-            size = self._share(values[0], axis)
+        if all(axis_of_input is None for axis_of_input in self.layout.inputs):
+            # Weights that were expanded over the batch, as a class token is: each image's part of its own version.
+            size = self._size_per_image(values[0], axis)
             values = tuple(value.narrow(axis, image * size, size) for image, value in enumerate(values))
         return torch.cat(values, axis)

@@ -1,7 +1,7 @@
 """The meta step of a whole batch at once, exact for each image: every image runs with its own θ'.
 
-One batched pass collects the gradient of every image's own loss; in the next, every call that takes a weight meets each
-image's version of it. The weights themselves are never touched.
+One batched pass collects the gradient of every image's own loss. In the next pass, every call that takes a weight uses
+each image's own value of it. The network's parameters are never written to.
 """
 
 from __future__ import annotations
@@ -17,69 +17,94 @@ from torch import Tensor, nn
 from ...models.objective import Objective, Targets
 from ..meta import Meta, meta_step
 from .function_mode import BatchLayouts
-from .probe import learn
-from .step import Collected, chosen, collected, running, weights_of
+from .probe import probe_layouts
+from .step import CollectedGradients, choose_targets, collect_gradients, float_parameters, per_sample_mode
 from .weights import NotCoveredError
 
 __all__ = ["NotCoveredError", "per_sample_meta_step"]
-
-
-class _Learnt:
-    """What is known of one network with pixels of one kind; layouts is None if it cannot be followed."""
-
-    def __init__(self, weights: list[nn.Parameter], layouts: BatchLayouts | None) -> None:
-        self.weights, self.layouts = weights, layouts
-
-    def holds(self, weights: list[nn.Parameter]) -> bool:
-        """Tell whether the network still has the same weights' tensors."""
-        return len(weights) == len(self.weights) and all(map(operator.is_, weights, self.weights))
-
-
-_learnt: WeakKeyDictionary[nn.Module, dict[Any, _Learnt]] = WeakKeyDictionary()
-"""What each network's calls look like, so that it is looked at only the first time."""
 
 
 @contextmanager
 def per_sample_meta_step(
     objective: Objective, pixels: Tensor, targets: Targets | None, meta: Meta
 ) -> Iterator[Targets]:
-    """Let every image of a batch [B,3,H,W] run with its own θ', inside `preserved`, and give the targets.
+    """Let every image of a batch run with its own θ', inside `preserved`.
 
-    targets: fixed ones; None lets the objective choose from the very pass that collects the gradients. The step is for
-    the first target of each image. While entered, runs of the objective on as many images in the same order are at
-    θ', differentiable in everything but the weights. Raises NotCoveredError, on entering or inside, for a network that
-    has no batched form; `meta_step` serves those image by image.
+    The step is taken for the first target of each image. While the context is entered, runs of the objective on as many
+    images in the same order use θ', and are differentiable in everything but the weights.
+
+    Args:
+        objective: The objective whose loss makes the step.
+        pixels: [B,3,H,W].
+        targets: Fixed targets, one row per image; None lets the objective choose them from the pass that collects the
+            gradients.
+        meta: Rate and direction of the step.
+
+    Yields:
+        The targets.
+
+    Raises:
+        NotCoveredError: On entering or inside, for a network without a batched form; `meta_step` then serves its images
+            one by one.
+
+    Example:
+        >>> import torch
+        >>> from gradlight.models.preserve import preserved
+        >>> network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 2))
+        >>> objective, pixels = gl.classifier(network).objective("top"), torch.rand(5, 3, 8, 8)
+        >>> with preserved(network), per_sample_meta_step(objective, pixels, None, gl.Meta(0.1)) as targets:
+        ...     scores = objective.scores(objective.outputs(pixels), targets)
+        >>> list(scores.shape)
+        [5, 1]
     """
     if len(pixels) == 1:
-        targets = chosen(objective, pixels) if targets is None else targets
+        targets = choose_targets(objective, pixels) if targets is None else targets
         with meta_step(objective, pixels, targets[0][0], meta):
             yield targets
         return
-    layouts, batch = _collected(objective, pixels, targets)
-    for weight in batch.weights:
-        weight.settle(meta.rate)
-    with running(batch.weights, layouts, len(pixels), settled=True):
-        yield batch.targets
+    layouts, collected = _collect_with_layouts(objective, pixels, targets)
+    for weight in collected.weights:
+        weight.take_step(meta.rate)
+    with per_sample_mode(collected.weights, layouts, len(pixels), stepped=True):
+        yield collected.targets
 
 
-def _kind(objective: Objective, pixels: Tensor) -> Any:
+class _ProbeResult:
+    """The layouts of one network with pixels of one kind; None if it has no batched form."""
+
+    def __init__(self, parameters: list[nn.Parameter], layouts: BatchLayouts | None) -> None:
+        self.parameters, self.layouts = parameters, layouts
+
+    def is_valid_for(self, parameters: list[nn.Parameter]) -> bool:
+        """Return whether the network still has the same parameter tensors."""
+        return len(parameters) == len(self.parameters) and all(map(operator.is_, parameters, self.parameters))
+
+
+_probe_results: WeakKeyDictionary[nn.Module, dict[Any, _ProbeResult]] = WeakKeyDictionary()
+"""The probe's result for each network and kind of pixels, so that a network is probed only the first time."""
+
+
+def _pixel_kind(objective: Objective, pixels: Tensor) -> Any:
     return type(objective), pixels.device, pixels.dtype, tuple(pixels.shape[1:])
 
 
-def _collected(objective: Objective, pixels: Tensor, targets: Targets | None) -> tuple[BatchLayouts, Collected]:
-    """Collect the gradients; a network that makes a new call, for a longer caption perhaps, is looked at again."""
-    known, kind, weights = _learnt.setdefault(objective.network, {}), _kind(objective, pixels), weights_of(objective)
-    learnt = known.get(kind)
-    if learnt is not None and learnt.holds(weights):
-        if learnt.layouts is None:
-            raise NotCoveredError("the network was found to have no batched form")
+def _collect_with_layouts(
+    objective: Objective, pixels: Tensor, targets: Targets | None
+) -> tuple[BatchLayouts, CollectedGradients]:
+    """Collect the gradients; a network that makes a new call, such as for a longer caption, is probed again."""
+    results, kind = _probe_results.setdefault(objective.network, {}), _pixel_kind(objective, pixels)
+    parameters = float_parameters(objective)
+    previous = results.get(kind)
+    if previous is not None and previous.is_valid_for(parameters):
+        if previous.layouts is None:
+            raise NotCoveredError("an earlier probe of the network found no batched form")
         try:
-            return learnt.layouts, collected(objective, pixels, targets, learnt.layouts)
+            return previous.layouts, collect_gradients(objective, pixels, targets, previous.layouts)
         except NotCoveredError:
             pass
-    known[kind] = _Learnt(weights, None)
-    targets = chosen(objective, pixels) if targets is None else targets
-    layouts = learn(objective, pixels, targets)
-    batch = collected(objective, pixels, targets, layouts)
-    known[kind] = _Learnt(weights, layouts)
-    return layouts, batch
+    results[kind] = _ProbeResult(parameters, None)
+    targets = choose_targets(objective, pixels) if targets is None else targets
+    layouts = probe_layouts(objective, pixels, targets)
+    collected = collect_gradients(objective, pixels, targets, layouts)
+    results[kind] = _ProbeResult(parameters, layouts)
+    return layouts, collected

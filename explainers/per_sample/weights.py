@@ -1,7 +1,7 @@
-"""A weight in as many versions as there are images: the gradient of each image's own loss, and the step along it.
+"""A parameter with one gradient per image, and after the step one value per image.
 
-The gradient of a weight matrix is a sum of outer products over the places where the matrix was used. As long as those
-are few they are kept as factors: their product with an input then costs less than the matrix that they stand for.
+The gradient of a weight matrix is a sum of outer products over the locations where the matrix was used. While these
+are few, the two factors are kept: their product with an input then costs less than one with the matrix they stand for.
 """
 
 from __future__ import annotations
@@ -12,185 +12,211 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Derived", "NotCoveredError", "Version", "Weight", "few", "shaped"]
+__all__ = [
+    "DerivedTensor",
+    "NotCoveredError",
+    "PerSampleTensor",
+    "PerSampleWeight",
+    "factors_are_cheaper",
+    "reshape_without_view",
+]
 
 
-Patches = Callable[[Tensor], Tensor]
+PatchFunction = Callable[[Tensor], Tensor]
+"""From a field [B,C,h,w] to its patches [B,P,K], as a convolution's kernel covers them."""
 
 
 class NotCoveredError(Exception):
-    """A network does something with its weights that has no batched form; the images must go one by one."""
+    """A network uses its weights in a way that has no batched form: its images must be explained one by one."""
 
 
-class Version(Protocol):
+class PerSampleTensor(Protocol):
     """A tensor of the network that differs by image; `tensor` stands for it in the network's own code."""
 
     tensor: Tensor
     origin: Hashable
 
-    def versions(self) -> Tensor:
-        """Give every image's own value [B,*shape]."""
+    def stacked(self) -> Tensor:
+        """Return every image's own value [B,*shape]."""
 
-    def each(self) -> tuple[Tensor, ...]:
-        """Give the B values apart."""
+    def unbound(self) -> tuple[Tensor, ...]:
+        """Return the B values one by one."""
 
 
-class Derived:
-    """What a network makes of weights alone: slices, tables that are looked up, standardised weights."""
+class DerivedTensor:
+    """A tensor that a network computes from weights alone: a slice, a standardised weight, a table lookup."""
 
     def __init__(self, values: tuple[Tensor, ...], origin: Hashable) -> None:
         self.tensor, self.values, self.origin = values[0].detach(), values, origin
 
-    def versions(self) -> Tensor:
-        """Give every image's own value [B,*shape]."""
+    def stacked(self) -> Tensor:
+        """Return every image's own value [B,*shape]."""
         return torch.stack(self.values)
 
-    def each(self) -> tuple[Tensor, ...]:
-        """Give the B values apart."""
+    def unbound(self) -> tuple[Tensor, ...]:
+        """Return the B values one by one."""
         return self.values
 
 
-class Weight:
-    """A parameter that collects the gradients of B images' losses, and then gives the parameter after their steps.
+class PerSampleWeight:
+    """A parameter that collects the gradients of B images' losses, and then holds its value after each image's step.
 
-    Before the step `versions` is a leaf, from which autograd takes the gradient of every use that has no rule of its
-    own. After it one of four is left: product, the step as factors left [B,P,O] and right [B,P,K]; field, the same with
-    the field [B,C,h,w] that the right factors are patches of; rows, the step of the rows index [B,P] of a table as
-    values [B,P,E]; or moved, the weights themselves [B,*shape].
+    Before the step `stacked` is a leaf of the graph, from which autograd takes the gradient of every use without a rule
+    of its own. After the step at most one of four forms is set:
+
+        stepped       the values themselves [B,*shape]
+        step_factors  the step of a matrix as factors: left [B,P,O] and right [B,P,K]
+        step_field    the same, with the field [B,C,h,w] whose patches are the right factors
+        step_rows     the step of a table's rows: their index [B,P] and values [B,P,E]
+
+    Args:
+        parameter: The network's own tensor, which is never written to.
+        count: Number of images B.
+        origin: Identifies the parameter across runs.
     """
 
     def __init__(self, parameter: Tensor, count: int, origin: Hashable) -> None:
         self.tensor, self.count, self.origin = parameter, count, origin
         self.leaf: Tensor | None = None
-        self.moved: Tensor | None = None
-        self.product: tuple[Tensor, Tensor] | None = None
-        self.field: tuple[Tensor, Tensor] | None = None
-        self.rows: tuple[Tensor, Tensor] | None = None
-        self._products: list[tuple[Tensor, Tensor]] = []
-        self._fields: list[tuple[Tensor, Tensor, Patches]] = []
+        self.stepped: Tensor | None = None
+        self.step_factors: tuple[Tensor, Tensor] | None = None
+        self.step_field: tuple[Tensor, Tensor] | None = None
+        self.step_rows: tuple[Tensor, Tensor] | None = None
+        self._factors: list[tuple[Tensor, Tensor]] = []
+        self._fields: list[tuple[Tensor, Tensor, PatchFunction]] = []
         self._rows: list[tuple[Tensor, Tensor]] = []
         self._sum: Tensor | None = None
-        self._apart: list[Tensor] = []
-        self._settled = False
-        self._each: tuple[Tensor, ...] | None = None
+        self._separate: list[Tensor] = []
+        self._step_taken = False
+        self._unbound: tuple[Tensor, ...] | None = None
 
-    def versions(self) -> Tensor:
-        """Give every image's own value [B,*shape]."""
-        if self._settled:
-            return self._base() if self.moved is None else self.moved
+    def stacked(self) -> Tensor:
+        """Return every image's own value [B,*shape]."""
+        if self._step_taken:
+            return self._expanded() if self.stepped is None else self.stepped
         if self.leaf is None:
-            self.leaf = self._base().clone().requires_grad_()
+            self.leaf = self._expanded().clone().requires_grad_()
         return self.leaf
 
-    def each(self) -> tuple[Tensor, ...]:
-        """Give the B values apart."""
-        if self._each is None:
-            self._each = self.versions().unbind()
-        return self._each
+    def unbound(self) -> tuple[Tensor, ...]:
+        """Return the B values one by one."""
+        if self._unbound is None:
+            self._unbound = self.stacked().unbind()
+        return self._unbound
+
+    # --- Collecting the gradients
 
     def add(self, gradient: Tensor) -> None:
         """Add a gradient [B,*shape]."""
         gradient = gradient.to(self.tensor.dtype)
         self._sum = gradient if self._sum is None else self._sum + gradient
 
-    def add_apart(self, gradients: list[Tensor]) -> None:
-        """Add B gradients that do not lie in one tensor; as long as there are no others they are not put into one."""
-        if self._apart:
+    def add_separate(self, gradients: list[Tensor]) -> None:
+        """Add B gradients that are separate tensors; they are stacked only if there are others to add them to."""
+        if self._separate:
             self.add(torch.stack(gradients))
         else:
-            self._apart = gradients
+            self._separate = gradients
 
-    def add_product(self, left: Tensor, right: Tensor) -> None:
+    def add_factors(self, left: Tensor, right: Tensor) -> None:
         """Add the gradient leftᵀ·right of a weight matrix [O,K]."""
-        if few(left.shape[1], *self._matrix()):
-            self._products.append((left, right.to(left.dtype)))
+        if factors_are_cheaper(left.shape[1], *self._matrix_shape()):
+            self._factors.append((left, right.to(left.dtype)))
         else:
             self.add(self._multiplied(left, right.to(left.dtype)))
 
-    def add_field(self, left: Tensor, field: Tensor, patches: Patches) -> None:
+    def add_field(self, left: Tensor, field: Tensor, patches: PatchFunction) -> None:
         """Add the gradient leftᵀ·patches(field) of a kernel, whose patches are [B,P,K]."""
         self._fields.append((left, field, patches))
 
     def add_rows(self, index: Tensor, values: Tensor) -> None:
-        """Add the gradient of a table's rows."""
+        """Add the gradient of a table's rows: index [B,P], values [B,P,E]."""
         self._rows.append((index, values))
 
     def gradient(self, image: int) -> Tensor | None:
-        """Give one image's own gradient before the step, None if there is none."""
-        alone = slice(image, image + 1)
-        parts = [self._multiplied(left[alone], right[alone]) for left, right in self._products]
-        parts += [self._multiplied(left[alone], patches(field[alone])) for left, field, patches in self._fields]
-        parts += [self._scattered(index[alone], values[alone]) for index, values in self._rows]
-        parts += [] if self._sum is None else [self._sum[alone]]
-        parts += [gradient.unsqueeze(0) for gradient in self._apart[alone]]
-        return torch.cat(parts).sum(0) if parts else None
+        """Return one image's own gradient before the step, None if there is none."""
+        only = slice(image, image + 1)
+        terms = [self._multiplied(left[only], right[only]) for left, right in self._factors]
+        terms += [self._multiplied(left[only], patches(field[only])) for left, field, patches in self._fields]
+        terms += [self._scattered(index[only], values[only]) for index, values in self._rows]
+        terms += [] if self._sum is None else [self._sum[only]]
+        terms += [gradient.unsqueeze(0) for gradient in self._separate[only]]
+        return torch.cat(terms).sum(0) if terms else None
 
-    def settle(self, rate: float) -> None:
-        """Take the step: from now on the versions are the weight + rate · each image's own gradient."""
-        base, places = self.tensor.detach(), sum(left.shape[1] for left, _ in self._products)
-        kinds = (
-            bool(self._products) + len(self._fields) + bool(self._rows) + bool(self._apart) + (self._sum is not None)
+    # --- Taking the step
+
+    def take_step(self, rate: float) -> None:
+        """Take the step: from now on the values are the parameter + rate · each image's own gradient."""
+        base, locations = self.tensor.detach(), sum(left.shape[1] for left, _ in self._factors)
+        forms = (
+            bool(self._factors) + len(self._fields) + bool(self._rows) + bool(self._separate) + (self._sum is not None)
         )
-        if self.leaf is not None or kinds > 1 or (places and not few(places, *self._matrix())):
-            self._gather()
-        # Not in place: autograd hands the same memory to whatever has the same gradient.
+        factors_are_dear = locations and not factors_are_cheaper(locations, *self._matrix_shape())
+        if self.leaf is not None or forms > 1 or factors_are_dear:
+            self._add_all_forms()
+        # Not in place: autograd gives the same memory to every tensor with the same gradient.
         if self._sum is not None:
-            self.moved = torch.add(base, self._sum, alpha=rate)
-        elif self._apart:
-            self.moved = base.new_empty(self.count, *base.shape)
-            for image, gradient in enumerate(self._apart):
-                torch.add(base, gradient, alpha=rate, out=self.moved[image])
-        self.product = _joined(self._products, rate, 1) if self._products else None
-        self.field = (self._fields[0][0] * rate, self._fields[0][1]) if self._fields else None
-        self.rows = _joined(self._rows, 1, rate) if self._rows else None
-        self._settled, self.leaf, self._each, self._sum = True, None, None, None
-        self._products, self._fields, self._rows, self._apart = [], [], [], []
+            self.stepped = torch.add(base, self._sum, alpha=rate)
+        elif self._separate:
+            self.stepped = base.new_empty(self.count, *base.shape)
+            for image, gradient in enumerate(self._separate):
+                torch.add(base, gradient, alpha=rate, out=self.stepped[image])
+        self.step_factors = _concatenated(self._factors, rate, 1) if self._factors else None
+        self.step_field = (self._fields[0][0] * rate, self._fields[0][1]) if self._fields else None
+        self.step_rows = _concatenated(self._rows, 1, rate) if self._rows else None
+        self._step_taken, self.leaf, self._unbound, self._sum = True, None, None, None
+        self._factors, self._fields, self._rows, self._separate = [], [], [], []
 
-    def _gather(self) -> None:
-        """Bring what was collected in different forms into one."""
-        for left, right in self._products:
+    def _add_all_forms(self) -> None:
+        """Add up the gradients that were collected in different forms."""
+        for left, right in self._factors:
             self.add(self._multiplied(left, right))
         for left, field, patches in self._fields:
             self.add(self._multiplied(left, patches(field)))
         for index, values in self._rows:
             self.add(self._scattered(index, values))
-        if self._apart:
-            self.add(torch.stack(self._apart))
-        self._products, self._fields, self._rows, self._apart = [], [], [], []
+        if self._separate:
+            self.add(torch.stack(self._separate))
+        self._factors, self._fields, self._rows, self._separate = [], [], [], []
 
-    def _base(self) -> Tensor:
+    def _expanded(self) -> Tensor:
         return self.tensor.detach().expand(self.count, *self.tensor.shape)
 
-    def _matrix(self) -> tuple[int, int]:
+    def _matrix_shape(self) -> tuple[int, int]:
         return self.tensor.shape[0], self.tensor[0].numel()
 
     def _multiplied(self, left: Tensor, right: Tensor) -> Tensor:
         return torch.bmm(left.mT, right).view(len(left), *self.tensor.shape)
 
     def _scattered(self, index: Tensor, values: Tensor) -> Tensor:
-        whole = values.new_zeros(len(values), *self.tensor.shape)
-        return whole.scatter_add_(1, index.unsqueeze(2).expand_as(values), values)
+        table = values.new_zeros(len(values), *self.tensor.shape)
+        return table.scatter_add_(1, index.unsqueeze(2).expand_as(values), values)
 
 
-def few(places: int, rows: int, columns: int) -> bool:
-    """Tell whether factors of that many places are cheaper than the matrix that they stand for.
+def factors_are_cheaper(locations: int, rows: int, columns: int) -> bool:
+    """Decide whether factors of that many locations are cheaper than the matrix [rows,columns] they stand for.
 
-    Per place of an input the factors cost places · (rows + columns) multiplications, and again on the way back; the
-    matrix costs no more than the weights do, once it is made, at rows · columns for each place of the factors.
+    Per location of an input the factors cost locations · (rows + columns) multiplications, and as many in the backward
+    pass. The matrix, once it is made at rows · columns per location of the factors, costs no more than the weight does.
+
+    Example:
+        >>> factors_are_cheaper(49, 2048, 512), factors_are_cheaper(784, 256, 64)
+        (True, False)
     """
-    return 3 * places * (rows + columns) <= rows * columns
+    return 3 * locations * (rows + columns) <= rows * columns
 
 
-def _joined(pairs: list[tuple[Tensor, Tensor]], one: float, other: float) -> tuple[Tensor, Tensor]:
-    """Put pairs together along their places, each side times a factor."""
+def _concatenated(pairs: list[tuple[Tensor, Tensor]], left_scale: float, right_scale: float) -> tuple[Tensor, Tensor]:
+    """Concatenate pairs along their locations, and scale each side."""
     left, right = (torch.cat(side, 1) for side in zip(*pairs, strict=True))
-    return left if one == 1 else left * one, right if other == 1 else right * other
+    return left if left_scale == 1 else left * left_scale, right if right_scale == 1 else right * right_scale
 
 
-def shaped(fresh: Tensor, shape: Iterable[int]) -> Tensor:
-    """Give a fresh tensor another shape, without autograd's knowing a view of it.
+def reshape_without_view(result: Tensor, shape: Iterable[int]) -> Tensor:
+    """Give a newly computed tensor another shape, without a view that autograd knows of.
 
-    A network may overwrite the result of a layer, and through a view this costs several copies on the way back.
+    A network may overwrite the result of a layer in place, and through a view this costs several copies in the backward
+    pass.
     """
-    result: Tensor = torch.ops.aten._unsafe_view(fresh, list(shape))
-    return result
+    reshaped: Tensor = torch.ops.aten._unsafe_view(result, list(shape))
+    return reshaped

@@ -71,6 +71,19 @@ def test_the_names_are_the_published_ones():
 
 
 @pytest.mark.parametrize("name", BASELINES)
+def test_every_baseline_has_a_formula_and_a_reference(name: str):
+    baseline = BASELINES[name]
+    assert baseline.formula
+    assert "\n" not in baseline.formula
+    assert any(f" {year}, " in baseline.reference for year in range(2013, 2020))
+
+
+def test_a_users_baseline_needs_neither():
+    baseline = Baseline("mine", rise, at_pixels)
+    assert (baseline.formula, baseline.reference) == ("", "")
+
+
+@pytest.mark.parametrize("name", BASELINES)
 def test_a_map_is_raw_finite_and_the_same_every_time(name: str):
     needs_of(name)
     network = Residual(nn.ReLU())

@@ -265,7 +265,7 @@ def test_where_a_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert open_cache(True).folder.parts[-2:] == ("gradlight", "maps")
     assert open_cache(Cache(tmp_path, 7)).max_bytes == 7
     for wrong in (False, "", 5, None):
-        with pytest.raises(GradlightError, match=r"is no cache; give True"):
+        with pytest.raises(GradlightError, match=r"is no cache; pass True"):
             open_cache(wrong)  # type: ignore[arg-type]
 
 

@@ -84,7 +84,7 @@ def test_the_spread_is_the_mean_absolute_deviation(features: np.ndarray) -> None
 
 
 def test_one_image_has_no_spread() -> None:
-    with pytest.raises(GradlightError, match="over several images; 1 were given"):
+    with pytest.raises(GradlightError, match="over at least two images, not 1"):
         spread(torch.ones(1, 4))
 
 
@@ -117,7 +117,7 @@ def test_a_probe_of_several_labels_gives_their_mean_average_precision() -> None:
 
 def test_the_probe_is_at_the_minimum_of_its_loss() -> None:
     features, labels = clusters(60, 3, noise=2.0)
-    weights, biases = measuring._fitted(features.double(), labels, 0.1, measuring._zero(features.double(), labels))
+    weights, biases = measuring._fit(features.double(), labels, 0.1, measuring._zero_probe(features.double(), labels))
     x, one_hot = features.double().numpy(), np.eye(3)[labels.numpy()]
     logits = x @ weights.numpy() + biases.numpy()
     surprise = np.exp(logits) / np.exp(logits).sum(1, keepdims=True) - one_hot
@@ -127,10 +127,10 @@ def test_the_probe_is_at_the_minimum_of_its_loss() -> None:
 
 def test_images_are_dealt_out_evenly_and_by_the_seed() -> None:
     labels = torch.arange(100) % 4
-    parts = measuring._parts(labels, 0)
-    assert all(int(((labels == c) & (parts == part)).sum()) == 5 for c in range(4) for part in range(5))
-    assert torch.equal(parts, measuring._parts(labels, 0))
-    assert not torch.equal(parts, measuring._parts(labels, 1))
+    folds = measuring._assign_folds(labels, 0)
+    assert all(int(((labels == c) & (folds == fold)).sum()) == 5 for c in range(4) for fold in range(5))
+    assert torch.equal(folds, measuring._assign_folds(labels, 0))
+    assert not torch.equal(folds, measuring._assign_folds(labels, 1))
 
 
 @pytest.mark.parametrize("labels", [torch.zeros(20, dtype=torch.long), torch.arange(9) % 2])
@@ -147,7 +147,7 @@ def test_what_was_measured_is_kept_and_found(own_folder: Path) -> None:
     assert kept.find(SHA).weights("spread") == dict(zip(LAYERS, (1.0, 2.0, 3.0, 4.0), strict=True))  # type: ignore[union-attr]
     assert kept.find("cd" * 32) is None
     assert kept.find("") is None
-    with pytest.raises(GradlightError, match="'' is no checksum of weights"):
+    with pytest.raises(GradlightError, match="64 hexadecimal digits, not ''"):
         kept.keep(measured(weights_sha256=""))
 
 
@@ -171,14 +171,14 @@ def test_a_file_of_ones_own_is_written_as_it_is(tmp_path: Path, own_folder: Path
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "other"}, "it does not say that it is"),
+        ({"format": "other"}, "its format is not 'gradlight-layer-weights'"),
         ({"format_version": 2}, "version 2; this gradlight reads 1"),
-        ({"layers": [1, 2]}, "no layer weights"),
-        ({"layers": {"a": {"spread": -1, "accuracy": None}}}, "-1 is no weight"),
-        ({"layers": {"a": {"spread": True, "accuracy": None}}}, "True is no weight"),
+        ({"layers": [1, 2]}, "not a file of layer weights"),
+        ({"layers": {"a": {"spread": -1, "accuracy": None}}}, "-1 is not a finite number"),
+        ({"layers": {"a": {"spread": True, "accuracy": None}}}, "True is not a finite number"),
         ({"layers": {"a": {}}}, "'spread'"),
-        ({"count": "many"}, "'many' is no whole number"),
-        ({"weights_sha256": None}, "None is no text"),
+        ({"count": "many"}, "'many' is not a whole number"),
+        ({"weights_sha256": None}, "None is not a text"),
         ({"weights_sha256": "cd" * 32}, "another network than its name says"),
     ],
 )
@@ -191,7 +191,7 @@ def test_a_damaged_file_says_what_is_wrong(change: dict[str, Any], message: str)
 
 def test_a_file_that_is_no_json_says_so() -> None:
     kept.keep(measured()).write_text("{")
-    with pytest.raises(GradlightError, match="no layer weights"):
+    with pytest.raises(GradlightError, match="not a file of layer weights"):
         layer_weights("spread", LAYERS, {}, SHA)
 
 
@@ -222,7 +222,7 @@ def test_maps_are_combined_with_what_was_measured_of_their_network(kind: str, ho
 
 def test_without_a_measurement_it_is_told_how_to_measure() -> None:
     maps = gl.explain(gl.classifier("scenes"), "scenes:20000066", layers=["layer1", "layer3"])
-    wanted = "none are at hand.*`gradlight evaluate layer_weights --model scenes --data D --layers layer1,layer3`"
+    wanted = "none were measured.*`gradlight evaluate layer_weights --model scenes --data D --layers layer1,layer3`"
     with pytest.raises(GradlightError, match=wanted):
         maps.combine(weights="accuracy")
 
@@ -230,11 +230,11 @@ def test_without_a_measurement_it_is_told_how_to_measure() -> None:
 def test_layers_that_were_not_measured_are_named() -> None:
     kept.keep(measured())
     assert layer_weights("spread", ["layer2", "layer4"], {}, SHA) == pytest.approx([1 / 3, 2 / 3])
-    with pytest.raises(GradlightError, match="were, but not at input, layer9"):
+    with pytest.raises(GradlightError, match="measured, but not at input, layer9"):
         layer_weights("spread", ["input", "layer2", "layer9"], {}, SHA)
     kept.keep(measured(layers={"layer1": LayerMeasure(1.0, None)}))
     kept.keep(measured(layers={"layer1": LayerMeasure(1.0, None)}, seed=1))
-    with pytest.raises(GradlightError, match="none are at hand"):
+    with pytest.raises(GradlightError, match="none were measured"):
         layer_weights("accuracy", ["layer1"], {}, SHA)
 
 
@@ -288,7 +288,7 @@ def test_measured_weights_go_before_published_ones() -> None:
     ],
 )
 def test_no_other_network_takes_the_published_weights(model: dict[str, Any], layers: list[str]) -> None:
-    with pytest.raises(GradlightError, match="must be measured on a data set for this network, and none are at hand"):
+    with pytest.raises(GradlightError, match="must be measured on a data set for this network; none were measured"):
         layer_weights("spread", layers, model)
 
 

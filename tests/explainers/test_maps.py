@@ -55,7 +55,7 @@ def test_maps_are_raw_and_found_by_method_and_layer(maps: gl.SaliencyMaps) -> No
         maps["normgrad", "layer3"]
     with pytest.raises(GradlightError, match=r"no maps of method 'grad_cam'\. Methods: normgrad, linear_approx"):
         maps["grad_cam", "3"]
-    with pytest.raises(GradlightError, match="found by method and layer"):
+    with pytest.raises(GradlightError, match="indexed by method and layer"):
         maps["normgrad"]  # type: ignore[index]
 
 

@@ -26,7 +26,7 @@ STEP = Meta(0.05)
 Fields = dict[str, tuple[Tensor, Tensor]]
 
 
-class Told(nn.Module):
+class FunctionNetwork(nn.Module):
     """A network of some parts and the way in which an image goes through them."""
 
     def __init__(self, way: Callable[[Any, Tensor], Tensor], **parts: nn.Module | nn.Parameter) -> None:
@@ -106,39 +106,41 @@ def constants(net: Any, x: Tensor) -> Tensor:
     return (tokens(x) + bias).tanh().mean(1)
 
 
-TOLD: dict[str, Callable[[], nn.Module]] = {
-    "class token, positions, layer scale": lambda: Told(
+FUNCTION_NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "class token, positions, layer scale": lambda: FunctionNetwork(
         class_token,
         token=nn.Parameter(torch.randn(1, 1, 8)),
         places=nn.Parameter(torch.randn(1, 65, 8)),
         norm=nn.LayerNorm(8),
         gamma=nn.Parameter(torch.randn(8)),
     ),
-    "windows": lambda: Told(windows, table=nn.Parameter(torch.randn(6)), mix=nn.Linear(8, 8)),
-    "shared modules": lambda: Told(
+    "windows": lambda: FunctionNetwork(windows, table=nn.Parameter(torch.randn(6)), mix=nn.Linear(8, 8)),
+    "shared modules": lambda: FunctionNetwork(
         shared_thrice, block=nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Tanh())
     ),
-    "in place": lambda: Told(
+    "in place": lambda: FunctionNetwork(
         in_place, norm=nn.BatchNorm2d(8), gamma=nn.Parameter(torch.rand(8, 1, 1)), more=nn.Conv2d(8, 8, 1, bias=False)
     ),
-    "embeddings": lambda: Told(looked_up, embed=nn.Embedding(5, 8, padding_idx=0), place=nn.Embedding(4, 8)),
-    "words first": lambda: Told(words_first, attend=nn.MultiheadAttention(8, 2), run=nn.LSTM(8, 8)),
-    "recurrent": lambda: Told(last_state, cell=nn.LSTMCell(8, 8), gru=nn.GRU(8, 8, batch_first=True)),
-    "odd layers": lambda: Told(
+    "embeddings": lambda: FunctionNetwork(looked_up, embed=nn.Embedding(5, 8, padding_idx=0), place=nn.Embedding(4, 8)),
+    "words first": lambda: FunctionNetwork(words_first, attend=nn.MultiheadAttention(8, 2), run=nn.LSTM(8, 8)),
+    "recurrent": lambda: FunctionNetwork(last_state, cell=nn.LSTMCell(8, 8), gru=nn.GRU(8, 8, batch_first=True)),
+    "odd layers": lambda: FunctionNetwork(
         odd_layers,
         instance=nn.InstanceNorm2d(8, affine=True),
         groups=nn.GroupNorm(2, 8),
         slope=nn.PReLU(8),
         back=nn.ConvTranspose2d(8, 8, 2, stride=2),
     ),
-    "weight normalisation": lambda: Told(
+    "weight normalisation": lambda: FunctionNetwork(
         lambda net, x: pooled(net.normed(x)), normed=nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 3))
     ),
-    "one weight in two layers": lambda: Told(one_weight_twice, twice=nn.Parameter(torch.randn(8, 8))),
-    "standardised weights": lambda: Told(
+    "one weight in two layers": lambda: FunctionNetwork(one_weight_twice, twice=nn.Parameter(torch.randn(8, 8))),
+    "standardised weights": lambda: FunctionNetwork(
         lambda net, x: pooled(net.even(x)), even=timm.layers.StdConv2d(8, 8, 3, bias=True)
     ),
-    "weights of constants": lambda: Told(constants, mlp=nn.Sequential(nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 8))),
+    "weights of constants": lambda: FunctionNetwork(
+        constants, mlp=nn.Sequential(nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 8))
+    ),
 }
 
 KNOWN: dict[str, Callable[[], nn.Module]] = {
@@ -207,9 +209,9 @@ def test_known_networks_step_as_one_by_one(name: str) -> None:
     assert_same(awake(KNOWN[name]()), torch.randn(3, 3, 64, 64, dtype=torch.float64), 1e-12)
 
 
-@pytest.mark.parametrize("name", TOLD)
+@pytest.mark.parametrize("name", FUNCTION_NETWORKS)
 def test_every_kind_of_weight_steps_as_one_by_one(name: str) -> None:
-    assert_same(awake(TOLD[name]()), torch.randn(3, 3, 16, 16, dtype=torch.float64), 1e-12, layers="begin")
+    assert_same(awake(FUNCTION_NETWORKS[name]()), torch.randn(3, 3, 16, 16, dtype=torch.float64), 1e-12, layers="begin")
 
 
 @pytest.mark.parametrize("direction", ["descent", "ascent"])
@@ -257,8 +259,10 @@ def test_padding_the_same(kernel: tuple[int, int]) -> None:
 @pytest.mark.parametrize("room", [2**27, 10_000])
 def test_products_of_patches_in_portions(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
     """The way of a GPU, which a processor takes for kernels of one place only."""
-    monkeypatch.setattr(convolutions._Sliding, "multiplies", lambda sliding, _: sliding.groups == 1)
-    monkeypatch.setattr(convolutions, "_ROOM", room)
+    monkeypatch.setattr(
+        convolutions._ConvolutionSettings, "uses_matrix_product", lambda settings, _: settings.groups == 1
+    )
+    monkeypatch.setattr(convolutions, "_MAX_PATCH_ENTRIES", room)
     network = nn.Sequential(
         nn.Conv2d(3, 8, (3, 2), 2, (1, 0)), nn.Tanh(), nn.Conv2d(8, 8, 3, dilation=2, bias=False), nn.Tanh(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
@@ -329,7 +333,7 @@ def test_the_network_is_left_bit_for_bit(name: str) -> None:
 
 
 def test_a_network_whose_weights_were_exchanged_is_looked_at_anew() -> None:
-    network = awake(TOLD["shared modules"]())
+    network = awake(FUNCTION_NETWORKS["shared modules"]())
     pixels = torch.randn(2, 3, 16, 16, dtype=torch.float64)
     assert_same(network, pixels, 1e-12, layers="begin")
     network.head = nn.Sequential(nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 5)).double()
@@ -353,35 +357,39 @@ class Hidden(torch.autograd.Function):
 UNCOVERED: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "hidden": (
         "differs from that of the image alone",
-        lambda: Told(lambda net, x: Hidden.apply(pooled(x), net.hidden), hidden=nn.Parameter(torch.randn(8, 8))),
+        lambda: FunctionNetwork(
+            lambda net, x: Hidden.apply(pooled(x), net.hidden), hidden=nn.Parameter(torch.randn(8, 8))
+        ),
     ),
     "statistics of the batch": (
         "mixes the images of a batch",
-        lambda: Told(lambda net, x: pooled(net.norm(x)), norm=nn.BatchNorm2d(8, track_running_stats=False)),
+        lambda: FunctionNetwork(lambda net, x: pooled(net.norm(x)), norm=nn.BatchNorm2d(8, track_running_stats=False)),
     ),
     "difference to the batch": (
         "mixes the images of a batch",
-        lambda: Told(lambda net, x: net.more(pooled(x) - pooled(x).mean(0)), more=nn.Linear(8, 8)),
+        lambda: FunctionNetwork(lambda net, x: net.more(pooled(x) - pooled(x).mean(0)), more=nn.Linear(8, 8)),
     ),
     "a loop over the images": (
         "the network calls",
-        lambda: Told(
+        lambda: FunctionNetwork(
             lambda net, x: pooled(torch.stack([net.more(row[None])[0] for row in x])), more=nn.Conv2d(8, 8, 1)
         ),
     ),
     "a weight overwritten": (
         "writes into a weight",
-        lambda: Told(lambda net, x: pooled(x) * net.scale.clone().clamp_(min=-1), scale=nn.Parameter(torch.randn(8))),
+        lambda: FunctionNetwork(
+            lambda net, x: pooled(x) * net.scale.clone().clamp_(min=-1), scale=nn.Parameter(torch.randn(8))
+        ),
     ),
     "a weight as a number": (
-        "takes a weight and gives float",
-        lambda: Told(lambda net, x: pooled(x) * net.scale.sum().item(), scale=nn.Parameter(torch.randn(8))),
+        "takes a weight and returns float",
+        lambda: FunctionNetwork(lambda net, x: pooled(x) * net.scale.sum().item(), scale=nn.Parameter(torch.randn(8))),
     ),
 }
 
 
 @pytest.mark.parametrize("case", UNCOVERED)
-def test_what_has_no_batched_form_is_found_out(case: str) -> None:
+def test_a_network_without_a_batched_form_is_refused(case: str) -> None:
     reason, make = UNCOVERED[case]
     network = awake(make())
     before = copy.deepcopy(network.state_dict())

@@ -302,7 +302,7 @@ REFUSED: dict[str, tuple[Build, str, str]] = {
     "a weight for each place": (AtEachPlace, "3", "a AtEachPlace, without a weight that is shared over space"),
     "a transposed convolution": (lambda: nn.ConvTranspose2d(6, 6, 3, padding=1), "3", "a ConvTranspose2d, without a"),
     "two inputs": (Feeds, "3.inner", "its forward pass cannot be run by itself"),
-    "another answer": (Moody, "3", "gives something else than in the network"),
+    "another answer": (Moody, "3", "gives another output than in the network"),
     "a block": (lambda: nn.Sequential(nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6)), "3", "Ask at '3.0', '3.1'"),
     "batch statistics": (
         lambda: timm_layers.BatchNormAct2d(6, track_running_stats=False), "3", "keeps no running statistics"
@@ -322,7 +322,7 @@ def test_what_cannot_be_taken_apart_is_refused(name: str):
 def test_an_output_that_a_hook_replaced_is_refused():
     network = network_with(timm_layers.LayerNorm2d(6), "nchw", 6)
     network[3].register_forward_hook(lambda module, args, output: 2 * output)
-    with pytest.raises(gl.GradlightError, match="gives something else than in the network"):
+    with pytest.raises(gl.GradlightError, match="gives another output than in the network"):
         gl.explain(gl.classifier(network), PIXELS, 2, methods="real+norm", layers="3")
 
 
