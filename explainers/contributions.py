@@ -8,6 +8,7 @@ depthwise convolutions); each statistic is [B,G,h,w] and is computed when it is 
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property, reduce
@@ -16,9 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .scratch import scratch_like
-
-__all__ = ["Contribution", "Dense", "Outer", "Patches", "Product", "Weighted"]
+__all__ = ["Contribution", "Dense", "Outer", "Patches", "Product", "Weighted", "scratch_like"]
 
 Pair = tuple[int, int]
 
@@ -256,3 +255,36 @@ class Patches(Contribution):
     @cached_property
     def lowest(self) -> Tensor:
         return self._pool(self.field.lowest, torch.minimum)
+
+
+# --- memory that is used over and over: a large tensor that is freed goes back to the system, page by page
+
+_SCRATCH_BYTES = 2**24
+_scratch = threading.local()
+
+
+def scratch_like(tensor: Tensor) -> Tensor:
+    """Return memory for values like a tensor's, laid out as it is; the next call in the same thread returns the same.
+
+    On the CPU it is one block for each dtype, of 16 MB at most, which the thread keeps; memory for a tensor that is
+    larger, on another device or not dense is allocated.
+    """
+    size = tensor.numel() * tensor.element_size()
+    if tensor.device.type != "cpu" or size > _SCRATCH_BYTES or not _is_dense(tensor):
+        return torch.empty_like(tensor)
+    blocks: dict[torch.dtype, Tensor] = _scratch.__dict__.setdefault("blocks", {})
+    block = blocks.get(tensor.dtype)
+    if block is None or block.numel() < tensor.numel():
+        block = blocks[tensor.dtype] = torch.empty(tensor.numel(), dtype=tensor.dtype)
+    return block[: tensor.numel()].as_strided(tensor.shape, tensor.stride())
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Tell whether a tensor fills its memory without gaps, in whatever order of its dimensions."""
+    filled = 1
+    steps = [step for step in zip(tensor.stride(), tensor.shape, strict=True) if step[1] > 1]
+    for stride, size in sorted(steps):
+        if stride != filled:
+            return False
+        filled *= size
+    return True
