@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -126,7 +126,7 @@ class BatchRunner:
         self.model, self.methods, self.meta = model, methods, meta
         self.layers = layers if isinstance(layers, str) or not isinstance(layers, Iterable) else list(layers)
         self.precision = precision or Precision()
-        self._tap_methods = {method.name: method for method in methods if callable(method)}
+        self._tap_methods: dict[str, Callable[[Tap], Tensor]] = {each.name: each for each in methods if callable(each)}
         self._own_passes = [method for method in methods if not callable(method)]
         self._max_images: dict[tuple[int, int], int] = {}
 

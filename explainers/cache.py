@@ -30,7 +30,6 @@ from ..models.fingerprint import file_sha256, fingerprint, objective_sha256, pix
 from ..models.objective import Objective, Target
 from .batch import BatchMaps, BatchRunner, ImageBatch, MapLayers, Runner
 from .cache_store import KEPT, Cache, Entry, open_cache
-from .methods import AnyMethod
 
 __all__ = ["CacheLike", "CachedRunner", "CheckedBatch", "PhotoReader", "with_cache"]
 
@@ -42,7 +41,7 @@ _VERSION = 2
 _NOT_IN_KEY = frozenset({"name", "checkpoint", "pretrained", "num_classes", "preprocessing"})
 
 
-def with_cache(runner: BatchRunner, cache: CacheLike) -> Runner:
+def with_cache(runner: BatchRunner, cache: bool | str | Path | Cache) -> Runner:
     """Wrap a runner in a cache.
 
     Args:
@@ -314,7 +313,7 @@ class CachedRunner:
         return f"{self._methods[method]} at {layer}"
 
 
-def _method_sha256(method: AnyMethod) -> str:
+def _method_sha256(method: object) -> str:
     """Hash what decides the maps of a method, its formula and its reference left out."""
     if not is_dataclass(method):
         return value_sha256(method)

@@ -100,11 +100,12 @@ def explain(
     _check_target_count(objective, total)
 
     step = _checked_batch_size(batch_size)
-    runner: Runner = BatchRunner(model, chosen_methods, layers, meta, Precision(precision))
+    batch_runner = BatchRunner(model, chosen_methods, layers, meta, Precision(precision))
+    runner: Runner = batch_runner
     if cache is not None and cache is not False:
         from .cache import with_cache
 
-        runner = with_cache(runner, cache)
+        runner = with_cache(batch_runner, cache)
 
     parts: list[BatchMaps] = []
     photos: list[Photo] = []

@@ -75,8 +75,8 @@ class Method:
     extract: str | Extraction
     aggregate: str | Aggregation
     name: str = ""
-    formula: str = field(default="", compare=False, repr=False)
-    reference: str = field(default="", compare=False, repr=False)
+    formula: str = field(default="", compare=False, repr=False, kw_only=True)
+    reference: str = field(default="", compare=False, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         for value, table, what in ((self.extract, EXTRACTS, "extract"), (self.aggregate, AGGREGATES, "aggregate")):
@@ -136,57 +136,57 @@ METHODS: dict[str, Method] = {
             "bias",
             "maxabs",
             "gradient",
-            "max_k |g_k|",
-            f"Simonyan et al. 2014, section 3; {_PAPER}, table 2, row 1",
+            formula="max_k |g_k|",
+            reference=f"Simonyan et al. 2014, section 3; {_PAPER}, table 2, row 1",
         ),
         Method(
             "bias",
             "sum",
             "gradient_sum",
-            "Σ_k g_k",
-            f"{_PAPER}, section 3.1: the bias layer of table 1, summed",
+            formula="Σ_k g_k",
+            reference=f"{_PAPER}, section 3.1: the bias layer of table 1, summed",
         ),
         Method(
             "scaling",
             "sum",
             "linear_approx",
-            "Σ_k g_k·x_k",
-            f"Kindermans et al. 2016; {_PAPER}, table 2, row 2",
+            formula="Σ_k g_k·x_k",
+            reference=f"Kindermans et al. 2016; {_PAPER}, table 2, row 2",
         ),
         Method(
             averaged_scaling,
             positive_total,
             "grad_cam",
-            "(Σ_k ḡ_k·x_k)₊, ḡ_k the mean of g_k over all locations",
-            f"Selvaraju et al. 2017, equations 1 and 2; {_PAPER}, section 3.1.3",
+            formula="(Σ_k ḡ_k·x_k)₊, ḡ_k the mean of g_k over all locations",
+            reference=f"Selvaraju et al. 2017, equations 1 and 2; {_PAPER}, section 3.1.3",
         ),
         Method(
             class_weights,
             total,
             "cam",
-            "Σ_k w_k·x_k, w the weights of the class in the last linear layer",
-            "Zhou et al. 2016, equation 2 (without a ReLU)",
+            formula="Σ_k w_k·x_k, w the weights of the class in the last linear layer",
+            reference="Zhou et al. 2016, equation 2 (without a ReLU)",
         ),
         Method(
             "conv1x1",
             "norm",
             "normgrad",
-            "‖g‖·‖x‖",
-            f"{_PAPER}, section 3.1 and table 2, row 4",
+            formula="‖g‖·‖x‖",
+            reference=f"{_PAPER}, section 3.1 and table 2, row 4",
         ),
         Method(
             "scaling",
             "filter_norm",
             "selective_normgrad",
-            "‖(g ⊙ x)₊‖",
-            f"{_PAPER}, section 3.1.3 and table 2, row 3",
+            formula="‖(g ⊙ x)₊‖",
+            reference=f"{_PAPER}, section 3.1.3 and table 2, row 3",
         ),
         Method(
             "real",
             "norm",
             "normgrad_real",
-            "‖g‖·‖x_N×N‖ for an N×N convolution, x its own input",
-            f"{_PAPER}, section 3.1.1, table 1, and table 2, row 5",
+            formula="‖g‖·‖x_N×N‖ for an N×N convolution, x its own input",
+            reference=f"{_PAPER}, section 3.1.1, table 1, and table 2, row 5",
         ),
     )
 }
