@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 import gradlight as gl
-from gradlight.explainers import cache as seen
+from gradlight.explainers import cache as caching
 from gradlight.models.fingerprint import fingerprint
 
 METHODS = ["gradient", "linear_approx", "grad_cam", "selective_normgrad", "normgrad"]
@@ -63,7 +63,7 @@ def kept(model: gl.models.classifiers.Classifier, photo: Path, folder: Path) -> 
 
 
 def first(model: gl.models.classifiers.Classifier, photo: Path, cache: Path) -> gl.SaliencyMaps:
-    seen._seen.clear()
+    caching._decoded_photos.clear()
     return explain(model, photo, cache)
 
 

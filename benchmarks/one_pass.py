@@ -59,10 +59,8 @@ def own_jobs(model: Classifier, pixels: Tensor, layers: list[Layer]) -> dict[str
     deepest = model.stages((pixels.shape[2], pixels.shape[3]))[-4:]
     stages = [stage.name for stage in deepest]
 
-    def explain(
-        methods: str | list[str] = ANYWHERE, at: list[str] = names, *, compiled: bool = False
-    ) -> gl.SaliencyMaps:
-        return gl.explain(model, pixels, 0, methods=methods, layers=at, batch_size=len(pixels), compile=compiled)
+    def explain(methods: str | list[str] = ANYWHERE, at: list[str] = names) -> gl.SaliencyMaps:
+        return gl.explain(model, pixels, 0, methods=methods, layers=at, batch_size=len(pixels))
 
     several = f"{len(ANYWHERE)} methods × {count} layers"
     return {
@@ -73,7 +71,6 @@ def own_jobs(model: Classifier, pixels: Tensor, layers: list[Layer]) -> dict[str
         f"1 method (grad_cam) × {count} layers": lambda: explain("grad_cam"),
         f"1 method (normgrad) × {count} layers": lambda: explain("normgrad"),
         several: explain,
-        f"{several}, compiled": lambda: explain(compiled=True),
         f"{several}, upsampled to the pixels": lambda: (maps := explain()).resized(maps.size),
         f"the combination's own floor, to {stages[0]}": floor(model.network, pixels, deepest[0]),
         f"combination of {len(stages)} layers, 1 method, at the pixels": lambda: explain(

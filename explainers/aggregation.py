@@ -1,4 +1,4 @@
-"""Phase 2: contribution → one number per location (paper, section 3.1.3). Each function returns [B,h,w]."""
+"""Phase 2, aggregate: from a contribution to one number per location, [B,h,w] (paper, section 3.1.3)."""
 
 from __future__ import annotations
 
@@ -13,42 +13,57 @@ __all__ = ["AGGREGATES", "filter_norm", "largest", "largest_magnitude", "norm", 
 
 
 def total(contribution: Contribution) -> Tensor:
-    """Sum the entries: voting, as in linear approximation."""
-    return _joined(torch.sum, contribution.total)
+    """Sum the entries: voting, as in linear approximation.
+
+    Example:
+        >>> total(Dense(torch.tensor([[[[1.0]], [[-3.0]]]])))
+        tensor([[[-2.]]])
+    """
+    return _over_groups(torch.sum, contribution.total)
 
 
 def positive_total(contribution: Contribution) -> Tensor:
-    """Sum the entries, then keep what is positive: Grad-CAM's last step."""
+    """Sum the entries, then take the positive part: Grad-CAM's last step."""
     return total(contribution).clamp(min=0)
 
 
 def largest(contribution: Contribution) -> Tensor:
     """Take the largest entry with its sign."""
-    return _joined(torch.amax, contribution.highest)
+    return _over_groups(torch.amax, contribution.highest)
 
 
 def largest_magnitude(contribution: Contribution) -> Tensor:
     """Take the largest absolute value: max_k |g_k| for the gradient (table 2, row 1)."""
-    return torch.maximum(largest(contribution), -_joined(torch.amin, contribution.lowest))
+    return torch.maximum(largest(contribution), -_over_groups(torch.amin, contribution.lowest))
 
 
 def norm(contribution: Contribution) -> Tensor:
-    """Take the Frobenius norm of the entries: NormGrad."""
-    return _joined(_root_sum, contribution.norm)
+    """Take the Frobenius norm of the entries: NormGrad.
+
+    Example:
+        >>> norm(Dense(torch.tensor([[[[3.0]], [[-4.0]]]])))
+        tensor([[[5.]]])
+    """
+    return _over_groups(_root_sum, contribution.norm)
 
 
 def filter_norm(contribution: Contribution) -> Tensor:
-    """Drop the negative entries, then take the Frobenius norm: selective NormGrad."""
-    return _joined(_root_sum, contribution.positive_norm)
+    """Take the Frobenius norm of the positive entries: selective NormGrad.
+
+    Example:
+        >>> filter_norm(Dense(torch.tensor([[[[3.0]], [[-4.0]]]])))
+        tensor([[[3.]]])
+    """
+    return _over_groups(_root_sum, contribution.positive_norm)
 
 
-def _joined(join: Callable[..., Tensor], statistic: Tensor) -> Tensor:
-    """Join a statistic [B,G,h,w] of the groups to [B,h,w]; mostly there is only one."""
-    return statistic[:, 0] if statistic.shape[1] == 1 else join(statistic, 1)
+def _over_groups(reduce: Callable[..., Tensor], statistic: Tensor) -> Tensor:
+    """Reduce a statistic [B,G,h,w] of the groups to [B,h,w]; mostly there is only one group."""
+    return statistic[:, 0] if statistic.shape[1] == 1 else reduce(statistic, 1)
 
 
 def _root_sum(norms: Tensor, groups: int) -> Tensor:
-    """Join norms, which may be too small or too large for their squares, along the dimension of the groups."""
+    """Take the norm of norms, which may be too small or too large to be squared, along the dimension of the groups."""
     return Dense(norms).norm.squeeze(groups)
 
 
@@ -59,3 +74,4 @@ AGGREGATES: dict[str, Callable[[Contribution], Tensor]] = {
     "norm": norm,
     "filter_norm": filter_norm,
 }
+"""Name in "EXTRACT+AGGREGATE" → function."""

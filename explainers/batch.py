@@ -1,207 +1,341 @@
-"""One batch: pixels to the maps of every method at every layer, for each image's own targets."""
+"""Run one batch of images: the maps of every method at every layer, for each image's own targets."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..errors import GradlightError, GradlightWarning
-from ..models.base import Layer
-from ..models.objective import Objective, Target, Targets
-from .baselines.baseline import Baseline
-from .capture import Tap, record
+from ..models.base import Explainable, Layer, Photo
+from ..models.objective import Objective, Targets
+from ..models.preserve import preserved
+from .capture import Tap, TapOf, record
+from .layer_selection import choose_layers
 from .meta import Meta, meta_step
-from .methods import AnyMethod, Method
+from .methods import AnyMethod
 from .per_sample import NotCoveredError, per_sample_meta_step
 from .precision import Precision
-from .statistics import Statistics
-from .threads import few_threads
 
-__all__ = ["BatchMaps", "BatchRunner"]
+__all__ = ["BatchMaps", "BatchRunner", "ImageBatch", "MapLayers", "Runner"]
 
-# Of one gradient: it, its activation and what is computed of both are at work together.
-_CACHED = 2**22
-_NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")
+MapLayers = dict[tuple[str, str], Layer]
+"""Every (method, layer name) that has maps, with the layer."""
+
+_Maps = dict[tuple[str, str], Tensor]
+
+
+class ImageBatch:
+    """Images of one batch: where they come from, and their pixels.
+
+    Args:
+        photos: One record per image.
+        pixels: [B,3,H,W], as the network wants them.
+
+    Example:
+        >>> model = gl.classifier("scenes")
+        >>> pixels, photos = model.read(["scenes:1", "scenes:2"])
+        >>> len(ImageBatch(photos, pixels))
+        2
+    """
+
+    def __init__(self, photos: Sequence[Photo], pixels: Tensor) -> None:
+        self.photos, self._pixels = list(photos), pixels
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    @property
+    def pixels(self) -> Tensor:
+        """Pixels [B,3,H,W] of the images."""
+        return self._pixels
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the pixels."""
+        return self._pixels.shape[2], self._pixels.shape[3]
 
 
 @dataclass(frozen=True)
 class BatchMaps:
-    """Maps [M,h,w] by method and layer, a row for each target; the targets of each image."""
+    """The maps of a batch.
 
-    maps: dict[tuple[str, str], Tensor]
+    Args:
+        maps: [M,h,w] by method and layer, one row per target.
+        targets: The targets of each image; M in all.
+
+    Example:
+        >>> BatchMaps({("normgrad", "layer4"): torch.zeros(1, 7, 7)}, [[gl.Target("class", 3, "star")]]).targets
+        [[Target(kind='class', index=3, label='star', score=nan)]]
+    """
+
+    maps: _Maps
     targets: Targets
 
 
+class Runner(Protocol):
+    """What `explain` runs batch by batch: a `BatchRunner`, or the cache that wraps one."""
+
+    def read(self, images: Any) -> ImageBatch:
+        """Read some images of what `as_list` returns. Raises GradlightError as `Explainable.read` does."""
+
+    def run(self, objective: Objective, batch: ImageBatch) -> BatchMaps:
+        """Make the maps of a batch that `read` returned; the objective is that of its images."""
+
+    def map_layers(self, size: tuple[int, int]) -> MapLayers:
+        """List every (method, layer) that has maps, for pixels of a size (height, width)."""
+
+    def weights_sha256(self) -> str:
+        """Hash the weights of the model."""
+
+
 class BatchRunner:
-    """What is asked of every batch, and how many images at once the memory has been found to hold."""
+    """Runs batch after batch of one model, with the same methods, layers and meta step.
+
+    Args:
+        model: What is explained.
+        methods: Methods and baselines. Those that can be called with a tap share the passes of a batch; the others
+            run passes of their own, for one image, target and layer at a time.
+        layers: Names as `choose_layers` takes them.
+        meta: The inner step; None leaves the weights as they are.
+        precision: Of the network's passes.
+
+    Example:
+        >>> from gradlight.explainers.methods import METHODS
+        >>> runner = BatchRunner(gl.classifier("scenes"), [METHODS["normgrad"]], "layer4")
+        >>> batch = runner.read(["scenes:1", "scenes:2"])
+        >>> maps = runner.run(runner.model.objective("star"), batch).maps["normgrad", "layer4"]
+        >>> len(maps)
+        2
+    """
 
     def __init__(
         self,
-        layers: Sequence[Layer],
+        model: Explainable,
         methods: Sequence[AnyMethod],
-        meta: Meta | None,
-        arithmetic: Precision | None = None,
+        layers: str | Iterable[str] = "stages",
+        meta: Meta | None = None,
+        precision: Precision | None = None,
     ) -> None:
-        self.layers, self.methods, self.meta = layers, methods, meta
-        self.arithmetic = arithmetic or Precision()
-        self.most: int | None = None
-        self._tapped = [method for method in methods if isinstance(method, Method)]
-        self._baselines = [method for method in methods if isinstance(method, Baseline)]
-        self._statistics = Statistics() if self.arithmetic.compile else None
+        self.model, self.methods, self.meta = model, methods, meta
+        self.layers = layers if isinstance(layers, str) or not isinstance(layers, Iterable) else list(layers)
+        self.precision = precision or Precision()
+        self._tap_methods: dict[str, Callable[[Tap], Tensor]] = {each.name: each for each in methods if callable(each)}
+        self._own_passes = [method for method in methods if not callable(method)]
+        self._max_images: dict[tuple[int, int], int] = {}
 
-    @property
-    def places(self) -> dict[tuple[str, str], Layer]:
-        """Every (method, layer) that maps are made for."""
-        return {(method.name, at.name): at for method in self.methods for at in method.places(self.layers)}
+    def read(self, images: Any) -> ImageBatch:
+        """Read some images of what `as_list` returns. Raises GradlightError as `Explainable.read` does."""
+        pixels, photos = self.model.read(images)
+        return ImageBatch(photos, pixels)
 
-    def run(self, objective: Objective, pixels: Tensor) -> BatchMaps:
-        """Explain pixels [B,3,H,W], inside `preserved`; in smaller parts, with a warning, where memory is short.
+    def map_layers(self, size: tuple[int, int]) -> MapLayers:
+        """List every (method, layer) that has maps, for pixels of a size (height, width)."""
+        layers = choose_layers(self.model, self.layers, size)
+        return {(method.name, layer.name): layer for method in self.methods for layer in method.places(layers)}
 
-        Raises GradlightError when it is short for one image alone.
+    def weights_sha256(self) -> str:
+        """Hash the weights of the model."""
+        return self.model.weights_sha256()
+
+    def run(self, objective: Objective, batch: ImageBatch) -> BatchMaps:
+        """Explain a batch; in parts, with a warning, where memory does not suffice for the whole.
+
+        Args:
+            objective: The objective of these images.
+            batch: The images, as `read` returns them.
+
+        Returns:
+            The maps [M,h,w] of every method and layer, and the targets that they explain.
+
+        Raises:
+            GradlightError: Memory does not suffice for one image alone, or a method is not defined at a layer.
         """
-        count = len(pixels)
-        pixels = self.arithmetic.lay_out(pixels, objective.trunk)
-        while True:
-            step = min(count, self.most or count)
-            starts = range(0, count, step)
-            try:
-                return _joined(
-                    [self._once(objective.rows(i, min(i + step, count), count), pixels[i : i + step]) for i in starts]
-                )
-            except (MemoryError, RuntimeError) as error:
-                self._shrink(error, step)
+        layers, pairs = choose_layers(self.model, self.layers, batch.size), self.map_layers(batch.size)
+        pixels, count = self.precision.lay_out(batch.pixels, objective.trunk), len(batch)
+        with preserved(self.model.network):
+            while True:
+                parts: list[BatchMaps] = []
+                step = min(count, self._max_images.get(batch.size, count))
+                try:
+                    for start in range(0, count, step):
+                        part, images = (
+                            objective.rows(start, min(start + step, count), count),
+                            pixels[start : start + step],
+                        )
+                        with self.precision.passes(pixels.device):
+                            if not self._tap_methods:
+                                made = BatchMaps({}, _chosen(part, images))
+                            elif self.meta is None:
+                                made = self._from_taps(part, images, layers)
+                            else:
+                                made = self._at_stepped_weights(part, images, layers, self.meta)
+                            maps = {**made.maps, **self._from_own_passes(part, images, layers, made.targets)}
+                        parts.append(BatchMaps({pair: maps[pair] for pair in pairs}, made.targets))
+                    return _concatenated(parts)
+                except (MemoryError, RuntimeError) as error:
+                    self._max_images[batch.size] = _halved(step, error, len(layers))
 
-    def _once(self, objective: Objective, pixels: Tensor) -> BatchMaps:
-        with self.arithmetic.passes(pixels.device):
-            if not self._tapped:
-                made = BatchMaps({}, _chosen(objective, pixels))
-            elif self.meta is None:
-                made = self._plain(objective, pixels)
-            else:
-                made = self._stepped(objective, pixels, self.meta)
-            maps = {**made.maps, **self._others(objective, pixels, made.targets)}
-        return BatchMaps({pair: maps[pair] for pair in self.places}, made.targets)
+    # --- methods that read taps: one forward pass, and one backward pass per target, for all of them
 
-    def _plain(self, objective: Objective, pixels: Tensor, targets: Targets | None = None) -> BatchMaps:
-        """One forward, one backward per target, and every method at every layer from the same taps."""
-        recording = record(objective, pixels, self.layers, targets)
-        count = recording.scores.shape[1]
-        found: dict[tuple[str, str], list[Tensor]] = {(m.name, at.name): [] for m in self._tapped for at in self.layers}
-        for number in range(count):
-            recording.visit(number, partial(self._see, found))
-        return BatchMaps({key: _of_rows(maps, recording.targets) for key, maps in found.items()}, recording.targets)
+    def _from_taps(
+        self, objective: Objective, pixels: Tensor, layers: Sequence[Layer], targets: Targets | None = None
+    ) -> BatchMaps:
+        """Record one forward pass; in the backward pass of each target, every method reads the tap of every layer."""
+        recording = record(objective, pixels, layers, targets)
+        maps = {(name, layer.name): list[Tensor]() for name in self._tap_methods for layer in layers}
+        for target in range(recording.scores.shape[1]):
+            recording.backward(target, partial(self._receive, maps))
+        return BatchMaps({pair: _in_rows(each, recording.targets) for pair, each in maps.items()}, recording.targets)
 
-    def _see(self, found: dict[tuple[str, str], list[Tensor]], tap: Tap) -> None:
-        """Make every method's map of a tap, some images at a time where the batch is too large for the cache."""
-        size = max(1, _CACHED * len(tap.gradient) // _bytes(tap.gradient))
-        taps = [tap] if size >= len(tap.gradient) else list(tap.parts(size))
-        # Nobody's autocast, neither the caller's nor our own, is for the statistics.
-        with torch.autocast(tap.gradient.device.type, enabled=False):
-            made = [self._maps(part) for part in taps]
-        for method, *maps in zip(self._tapped, *made, strict=True):
-            found[method.name, tap.layer.name].append(maps[0] if len(maps) == 1 else torch.cat(maps))
+    def _receive(self, maps: dict[tuple[str, str], list[Tensor]], tap_of: TapOf, gradient: Tensor) -> None:
+        """Make every method's map of a layer, some images at a time where the batch exceeds the processor's cache."""
+        tap = tap_of(gradient)
+        made: dict[str, list[Tensor]] = {name: [] for name in self._tap_methods}
+        # Neither the caller's autocast nor our own applies to statistics.
+        with torch.autocast(gradient.device.type, enabled=False):
+            for part in _cache_sized_parts(tap):
+                with few_threads(part.gradient):
+                    for name, method in self._tap_methods.items():
+                        made[name].append(method(part))
+        for name, rows in made.items():
+            maps[name, tap.layer.name].append(rows[0] if len(rows) == 1 else torch.cat(rows))
 
-    def _maps(self, tap: Tap) -> list[Tensor]:
-        with few_threads(tap.gradient):
-            if self._statistics is None:
-                return [method(tap) for method in self._tapped]
-            self._statistics.fill(tap)
-            maps = [method(tap) for method in self._tapped]
-            self._statistics.learn(tap)
-            return maps
+    # --- the same at θ' (paper, section 4.4)
 
-    def _stepped(self, objective: Objective, pixels: Tensor, meta: Meta) -> BatchMaps:
-        """The same at θ', whose step is taken for each image and target alone, with the target chosen at θ.
+    def _at_stepped_weights(
+        self, objective: Objective, pixels: Tensor, layers: Sequence[Layer], meta: Meta
+    ) -> BatchMaps:
+        """Make the maps at θ', whose step is taken for each image and target alone, with the target chosen at θ.
 
         First for the first target of every image, together, then for the second of those that have one …
         """
-        maps, targets = self._moved(objective, pixels, None, meta)
-        rows = {key: [[one] for one in values] for key, values in maps.items()}
-        for turn in range(1, max(len(row) for row in targets)):
-            images = [image for image, row in enumerate(targets) if len(row) > turn]
-            more, _ = self._moved(objective, pixels[images], [[targets[image][turn]] for image in images], meta)
-            for key, values in more.items():
-                for image, one in zip(images, values, strict=True):
-                    rows[key][image].append(one)
+        maps, targets = self._at_first_steps(objective, pixels, layers, None, meta)
+        rows = {pair: [[row] for row in values] for pair, values in maps.items()}
+        for number in range(1, max(len(row) for row in targets)):
+            images = [image for image, row in enumerate(targets) if len(row) > number]
+            single = [[targets[image][number]] for image in images]
+            more, _ = self._at_first_steps(objective, pixels[images], layers, single, meta)
+            for pair, values in more.items():
+                for image, row in zip(images, values, strict=True):
+                    rows[pair][image].append(row)
         return BatchMaps(
-            {key: torch.stack([one for row in made for one in row]) for key, made in rows.items()}, targets
+            {pair: torch.stack([row for image in images for row in image]) for pair, images in rows.items()}, targets
         )
 
-    def _moved(
-        self, objective: Objective, pixels: Tensor, targets: Targets | None, meta: Meta
-    ) -> tuple[dict[tuple[str, str], Tensor], Targets]:
-        """Explain the first target of every image at its θ', together, or alone where the network has no such form."""
+    def _at_first_steps(
+        self, objective: Objective, pixels: Tensor, layers: Sequence[Layer], targets: Targets | None, meta: Meta
+    ) -> tuple[_Maps, Targets]:
+        """Explain the first target of every image at its θ'; one by one where the network has no per-sample form."""
         try:
-            with per_sample_meta_step(objective, pixels, targets, meta) as found:
-                return self._plain(objective, pixels, [row[:1] for row in found]).maps, found
+            with per_sample_meta_step(objective, pixels, targets, meta) as fixed:
+                return self._from_taps(objective, pixels, layers, [row[:1] for row in fixed]).maps, fixed
         # A layer that is run again by itself, for its own weight, cannot have each image's; what else is refused is
         # refused again.
         except (NotCoveredError, GradlightError):
-            found = _chosen(objective, pixels) if targets is None else targets
-            pairs = zip(pixels.split(1), found, strict=True)
-            return _joined([self._alone(objective, image, row[0], meta) for image, row in pairs]).maps, found
+            fixed = _chosen(objective, pixels) if targets is None else targets
+            parts = []
+            for image, row in zip(pixels.split(1), fixed, strict=True):
+                with meta_step(objective, image, row[0], meta):
+                    parts.append(self._from_taps(objective, image, layers, [row[:1]]))
+            return _concatenated(parts).maps, fixed
 
-    def _alone(self, objective: Objective, image: Tensor, target: Target, meta: Meta) -> BatchMaps:
-        with meta_step(objective, image, target, meta):
-            return self._plain(objective, image, [[target]])
+    # --- methods that run passes of their own
 
-    def _others(self, objective: Objective, pixels: Tensor, targets: Targets) -> dict[tuple[str, str], Tensor]:
-        """Make the maps of the baselines, each for one image, target and layer at a time."""
-        found: dict[tuple[str, str], list[Tensor]] = {}
-        for image, row in zip(pixels.split(1), targets, strict=True):
+    def _from_own_passes(
+        self, objective: Objective, pixels: Tensor, layers: Sequence[Layer], targets: Targets
+    ) -> _Maps:
+        """Make the maps of the baselines, for one image, target and layer at a time."""
+        maps: dict[tuple[str, str], list[Tensor]] = {}
+        for image, row in zip(pixels.split(1), targets, strict=True) if self._own_passes else ():
             for target in row:
-                at_step = nullcontext() if self.meta is None else meta_step(objective, image, target, self.meta)
-                with at_step if self._baselines else nullcontext():
-                    for baseline in self._baselines:
-                        for layer in baseline.places(self.layers):
-                            made = baseline.attribute(objective, image, target, layer)
-                            found.setdefault((baseline.name, layer.name), []).append(made)
-        return {key: torch.cat(maps) for key, maps in found.items()}
-
-    def _shrink(self, error: Exception, step: int) -> None:
-        """Halve the number of images at once; raises the error again if it is not about memory."""
-        if not (isinstance(error, MemoryError) or any(text in str(error).lower() for text in _NO_MEMORY)):
-            raise error
-        if step == 1:
-            raise GradlightError(
-                f"Memory does not suffice for one image with {len(self.layers)} layers ({error}). Ask for fewer layers"
-                " or smaller images."
-            ) from error
-        self.most = step // 2
-        warnings.warn(
-            f"Memory does not suffice for {step} images at once; going on with {self.most}.",
-            GradlightWarning,
-            stacklevel=4,
-        )
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+                with nullcontext() if self.meta is None else meta_step(objective, image, target, self.meta):
+                    for method in self._own_passes:
+                        for layer in method.places(layers):
+                            made = method.attribute(objective, image, target, layer)
+                            maps.setdefault((method.name, layer.name), []).append(made)
+        return {pair: torch.cat(rows) for pair, rows in maps.items()}
 
 
 def _chosen(objective: Objective, pixels: Tensor) -> Targets:
+    """Fix the targets of a batch as the network answers at θ."""
     with torch.no_grad():
         return objective.choose(objective.outputs(pixels.detach().clone()))
 
 
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def _of_rows(maps: Sequence[Tensor], targets: Targets) -> Tensor:
+def _in_rows(maps: Sequence[Tensor], targets: Targets) -> Tensor:
     """Put the maps [B,h,w] of the first targets, of the second …, in the order of the images' own targets [M,h,w]."""
     if len(maps) == 1:
         return maps[0]
-    asked = torch.tensor([len(row) for row in targets])
-    return torch.stack(list(maps), 1)[torch.arange(len(maps)) < asked.unsqueeze(1)]
+    counts = torch.tensor([len(row) for row in targets])
+    return torch.stack(list(maps), 1)[torch.arange(len(maps)) < counts.unsqueeze(1)]
 
 
-def _joined(parts: Sequence[BatchMaps]) -> BatchMaps:
+def _concatenated(parts: Sequence[BatchMaps]) -> BatchMaps:
     if len(parts) == 1:
         return parts[0]
-    maps = {key: torch.cat([part.maps[key] for part in parts]) for key in parts[0].maps}
+    maps = {pair: torch.cat([part.maps[pair] for part in parts]) for pair in parts[0].maps}
     return BatchMaps(maps, [row for part in parts for row in part.targets])
+
+
+# --- memory, the processor's cache, and threads
+
+_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")
+
+_CACHED_BYTES = 2**22
+"""Bytes of a gradient that are worked on together with its activation and what is computed of both."""
+
+_THREADED_BYTES = 2**25
+"""Bytes times threads. A pass over 16 MB waits for the memory, and two threads wait no shorter than one; the more there
+are, the smaller is what one alone gets through before they have come in."""
+
+
+def _halved(step: int, error: Exception, layers: int) -> int:
+    """Halve a number of images, with a warning; raises the error again if it is not about memory."""
+    if not (isinstance(error, MemoryError) or any(text in str(error).lower() for text in _OUT_OF_MEMORY)):
+        raise error
+    if step == 1:
+        raise GradlightError(
+            f"Memory does not suffice for one image with {layers} layers ({error}). Ask for fewer layers or smaller"
+            " images."
+        ) from error
+    half = step // 2
+    text = f"Memory does not suffice for {step} images at once; going on with {half}."
+    warnings.warn(text, GradlightWarning, stacklevel=4)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return half
+
+
+def _cache_sized_parts(tap: Tap) -> Iterable[Tap]:
+    """Cut a tap into parts that fit in the processor's cache; one that fits is its own only part."""
+    size = max(1, _CACHED_BYTES * len(tap.gradient) // _bytes(tap.gradient))
+    return [tap] if size >= len(tap.gradient) else tap.parts(size)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return max(1, tensor.numel() * tensor.element_size())
+
+
+@contextmanager
+def few_threads(tensor: Tensor) -> Iterator[None]:
+    """Let one thread alone work on a tensor that is small and on the CPU: to wake others would take longer.
+
+    Only where torch has OpenMP, whose number of threads is each thread's own, so that others keep theirs.
+    """
+    count = torch.get_num_threads()
+    work = tensor.numel() * tensor.element_size() * count
+    if count == 1 or work > _THREADED_BYTES or tensor.device.type != "cpu" or not torch.backends.openmp.is_available():
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)

@@ -1,10 +1,10 @@
-"""What earlier calls have found: maps that a cache still holds are not made again.
+"""The cache of `explain(cache=…)`: a runner that wraps `BatchRunner` and makes only maps that no entry holds yet.
 
 One entry holds all maps of one image and objective under one setting (weights, pixels, meta step …), each under its
-method and layer, so that asking for some of them again is answered from one small file. Where a map is missing, all
-that is asked of that image is made anew and put beside what was there; what was there stays as it is, bit for bit.
+method and layer, so that any of them are found again in one small file. Where a map is missing, every map that is asked
+of that image is made again and stored beside those of the entry, which stay as they are, bit for bit.
 
-Photos that were read before: their pixels' checksums are known without decoding them again.
+A photo whose file was read before, for the same network, is not decoded again: the checksum of its pixels is known.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -28,20 +28,91 @@ from ..errors import GradlightError, GradlightWarning
 from ..models.base import Explainable, Photo, View
 from ..models.fingerprint import file_sha256, fingerprint, objective_sha256, pixels_sha256, value_sha256
 from ..models.objective import Objective, Target
-from ..models.preserve import preserved
-from .batch import BatchMaps, BatchRunner
+from .batch import BatchMaps, BatchRunner, ImageBatch, MapLayers, Runner
 from .cache_store import KEPT, Cache, Entry, open_cache
-from .meta import Meta
-from .methods import AnyMethod
-from .precision import Precision
 
-__all__ = ["Afresh", "Batch", "CacheLike", "PhotoReader", "Recall", "opened"]
+__all__ = ["CacheLike", "CachedRunner", "CheckedBatch", "PhotoReader", "with_cache"]
 
-_MOST = 4096
+CacheLike = bool | str | Path | Cache | None
+"""None or False: no cache. True: the user's own; a folder's path; or a Cache, which may have another bound."""
+
+_VERSION = 2
+# Decided by the weights or the pixels, or not settled before the network has run.
+_NOT_IN_KEY = frozenset({"name", "checkpoint", "pretrained", "num_classes", "preprocessing"})
+
+
+def with_cache(runner: BatchRunner, cache: bool | str | Path | Cache) -> Runner:
+    """Wrap a runner in a cache.
+
+    Args:
+        runner: What makes the maps that the cache does not hold.
+        cache: True, a folder, or a Cache.
+
+    Returns:
+        The wrapped runner; the runner itself, with a warning, for a network that cannot be described.
+
+    Raises:
+        GradlightError: `cache` is not a cache.
+    """
+    folder = open_cache(cache)
+    try:
+        return CachedRunner(runner, folder)
+    # Any object inside a user's network may refuse to be described, in its own way.
+    except Exception as error:
+        warnings.warn(f"The cache is not used: {error}", GradlightWarning, stacklevel=3)
+        return runner
+
+
+# --- photos that were read before
+
+
+class CheckedBatch(ImageBatch):
+    """A batch that is known by the checksums of its pixels, and holds the pixels only if they were needed.
+
+    Args:
+        images: What the batch was read from.
+        photos: One record per image.
+        checksums: Of the pixels of each image.
+        size: Height and width of the pixels.
+        pixels: [B,3,H,W], or None where they were not decoded.
+    """
+
+    def __init__(
+        self, images: Any, photos: Sequence[Photo], checksums: list[str], size: tuple[int, int], pixels: Tensor | None
+    ) -> None:
+        self.images, self.photos, self.checksums = images, list(photos), checksums
+        self._size, self._decoded = size, pixels
+
+    @classmethod
+    def of(cls, images: Any, pixels: Tensor, photos: Sequence[Photo]) -> CheckedBatch:
+        """Make a batch of decoded pixels [B,3,H,W]."""
+        size = pixels.shape[2], pixels.shape[3]
+        return cls(images, photos, [pixels_sha256(each) for each in pixels], size, pixels)
+
+    @property
+    def is_decoded(self) -> bool:
+        """Whether the pixels are at hand."""
+        return self._decoded is not None
+
+    @property
+    def pixels(self) -> Tensor:
+        """Pixels [B,3,H,W] of the images. Raises GradlightError where they were not decoded."""
+        if self._decoded is None:
+            raise GradlightError("The pixels of this batch were not needed and have not been decoded.")
+        return self._decoded
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the pixels."""
+        return self._size
+
+    def replace(self, batch: CheckedBatch) -> None:
+        """Take over the photos and pixels of the same images, decoded."""
+        self.photos, self.checksums, self._size, self._decoded = batch.photos, batch.checksums, batch.size, batch.pixels
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _DecodedPhoto:
     """What is known of a photo that was preprocessed once: its size, its view, and the checksum of its pixels."""
 
     width: int
@@ -50,104 +121,66 @@ class _Seen:
     pixels: str
 
 
-_seen: WeakKeyDictionary[Explainable, OrderedDict[str, _Seen]] = WeakKeyDictionary()
-
-
-class Batch:
-    """Some images of a call: their photos, their pixels' size and checksums, and the pixels, if they were needed."""
-
-    def __init__(self, photos: list[Photo], checksums: list[str], size: tuple[int, int], pixels: Tensor | None) -> None:
-        self.photos, self.checksums, self.size, self.pixels = photos, checksums, size, pixels
-
-    @classmethod
-    def of(cls, pixels: Tensor, photos: Sequence[Photo]) -> Batch:
-        """Make a batch of pixels [B,3,H,W] that have been read."""
-        return cls(list(photos), [pixels_sha256(one) for one in pixels], (pixels.shape[2], pixels.shape[3]), pixels)
-
-    def part(self, start: int, stop: int) -> Batch:
-        """Give images start…stop, whose pixels have been read."""
-        return Batch(self.photos[start:stop], self.checksums[start:stop], self.size, self.held()[start:stop])
-
-    def held(self) -> Tensor:
-        """Give the pixels [B,3,H,W]. Raises GradlightError where they were never read."""
-        if self.pixels is None:
-            raise GradlightError("The pixels of this batch were not needed and have not been read.")
-        return self.pixels
+_decoded_photos: WeakKeyDictionary[Explainable, OrderedDict[str, _DecodedPhoto]] = WeakKeyDictionary()
+_MAX_PHOTOS = 4096
 
 
 class PhotoReader:
-    """Reads batches of images, and decodes only photos whose file, for this network, was not read before.
+    """Reads batches of images, and decodes only photos whose file was not read before, for this network.
 
-    network: the network's checksum, for its dtype and device are those of the pixels.
+    Args:
+        model: Whose preprocessing makes the pixels.
+        network: Checksum of the network, for its dtype and device are those of the pixels.
     """
 
     def __init__(self, model: Explainable, network: str) -> None:
         self._model = model
         steps = model.preprocess.to_json()
-        # Somebody's own function may do another thing each time, so its pixels are made each time.
+        # A user's own function may return something else each time, so its pixels are made each time.
         self._steps = None if "callable" in steps else json.dumps([network, steps], sort_keys=True)
 
-    def read(self, images: Any) -> Batch:
-        """Read a batch; images: part of what `as_list` gives. Raises GradlightError as `Explainable.read` does."""
-        return self._known(images) or self.decode(images)
+    def read(self, images: Any) -> CheckedBatch:
+        """Read some images of what `as_list` returns. Raises GradlightError as `Explainable.read` does."""
+        return self._remembered(images) or self.decode(images)
 
-    def decode(self, images: Any) -> Batch:
-        """Read a batch with its pixels."""
-        batch = Batch.of(*self._model.read(images))
-        memo = _seen.setdefault(self._model, OrderedDict())
+    def decode(self, images: Any) -> CheckedBatch:
+        """Read images with their pixels."""
+        batch = CheckedBatch.of(images, *self._model.read(images))
+        memory = _decoded_photos.setdefault(self._model, OrderedDict())
         for photo, checksum in zip(batch.photos, batch.checksums, strict=True):
             if photo.path and self._steps is not None:
-                memo[photo.sha256 + self._steps] = _Seen(photo.width, photo.height, photo.view, checksum)
-        while len(memo) > _MOST:
-            memo.popitem(last=False)
+                memory[photo.sha256 + self._steps] = _DecodedPhoto(photo.width, photo.height, photo.view, checksum)
+        while len(memory) > _MAX_PHOTOS:
+            memory.popitem(last=False)
         return batch
 
-    def _known(self, images: Any) -> Batch | None:
+    def _remembered(self, images: Any) -> CheckedBatch | None:
         """Make a batch without pixels, if every image is the path of a file whose content was read before."""
-        memo = _seen.get(self._model)
-        if not memo or self._steps is None or not all(isinstance(image, (str, Path)) for image in images):
+        memory = _decoded_photos.get(self._model)
+        if not memory or self._steps is None or not all(isinstance(image, (str, Path)) for image in images):
             return None
-        photos, seen = [], []
+        photos, decoded = [], []
         for image in images:
             try:
                 checksum = file_sha256(image)
             except GradlightError:
-                return None  # no file, as the name of a scene is none; what is wrong is told by who reads images
-            if (one := memo.get(checksum + self._steps)) is None:
+                return None  # not a file, such as the name of a scene; an error is raised by what reads the images
+            entry = memory.get(checksum + self._steps)
+            if entry is None:
                 return None
-            photos.append(Photo(os.fspath(image), checksum, one.width, one.height, one.view))
-            seen.append(one)
-        if len({one.view.size for one in seen}) != 1:
+            photos.append(Photo(os.fspath(image), checksum, entry.width, entry.height, entry.view))
+            decoded.append(entry)
+        if len({entry.view.size for entry in decoded}) != 1:
             return None
-        return Batch(photos, [one.pixels for one in seen], seen[0].view.size, None)
+        return CheckedBatch(images, photos, [entry.pixels for entry in decoded], decoded[0].view.size, None)
 
 
-CacheLike = bool | str | Path | Cache | None
-"""None or False: no cache. True: the user's own; a folder's path; or a Cache, which may have another bound."""
-
-_VERSION = 1
-# Said by the weights or the pixels, or not settled before the network has run.
-_NO_MATTER = frozenset({"name", "checkpoint", "pretrained", "num_classes", "preprocessing"})
-
-
-def opened(
-    cache: CacheLike, model: Explainable, methods: Sequence[AnyMethod], meta: Meta | None, arithmetic: Precision
-) -> Afresh:
-    """Open the cache of a call, if there is one; a network that cannot be described does, with a warning, without."""
-    if cache is None or cache is False:
-        return Afresh(model)
-    folder = open_cache(cache)
-    try:
-        return Recall(folder, model, methods, meta, arithmetic)
-    # Whatever somebody's network holds may refuse, in its own way, to be looked at.
-    except Exception as error:
-        warnings.warn(f"The cache is not used: {error}", GradlightWarning, stacklevel=3)
-        return Afresh(model)
+# --- maps that were made before
 
 
 @dataclass
 class _CacheHit:
-    """What the cache holds of one image: its key, the entry, its targets, and the maps if all that are asked."""
+    """What the cache holds of one image: its key, the entry, its targets, and its maps if all that are asked."""
 
     key: str
     entry: Entry | None = None
@@ -155,84 +188,82 @@ class _CacheHit:
     maps: dict[tuple[str, str], Tensor] | None = None
 
 
-class Afresh:
-    """Makes the maps of one model, set of methods and meta step, batch by batch, without a cache."""
+class CachedRunner:
+    """Runs batches as the runner that it wraps, and answers from a cache what it holds.
 
-    def __init__(self, model: Explainable) -> None:
-        self._model = model
+    Args:
+        runner: What makes the maps that the cache does not hold.
+        cache: Where maps are kept.
 
-    def weights_sha256(self) -> str:
-        """Give the checksum of the model's weights."""
-        return self._model.weights_sha256()
-
-    def read(self, images: Any) -> Batch:
-        """Read a batch; images: part of what `as_list` gives. Raises GradlightError as `Explainable.read` does."""
-        pixels, photos = self._model.read(images)
-        return Batch(photos, [], (pixels.shape[2], pixels.shape[3]), pixels)
-
-    def maps(self, images: Any, batch: Batch, objective: Objective, job: BatchRunner) -> BatchMaps:
-        """Make the maps of a batch. images: what `read` made it of; objective: of these images."""
-        with preserved(self._model.network):
-            return job.run(objective, batch.held())
-
-
-class Recall(Afresh):
-    """Remembers them: gives from a cache what it holds, and keeps there what it does not.
-
-    Raises GradlightError where something cannot be described.
+    Raises:
+        GradlightError: The network or a method cannot be described.
     """
 
-    def __init__(
-        self,
-        cache: Cache,
-        model: Explainable,
-        methods: Sequence[AnyMethod],
-        meta: Meta | None,
-        arithmetic: Precision | None = None,
-    ) -> None:
-        super().__init__(model)
-        self.cache = cache
+    def __init__(self, runner: BatchRunner, cache: Cache) -> None:
+        self._runner, self.cache = runner, cache
+        model, meta = runner.model, runner.meta
         self._weights, network = fingerprint(model.network)
-        self._methods = {method.name: f"{method.name} {value_sha256(method)}" for method in methods}
+        self._methods = {method.name: f"{method.name} {_method_sha256(method)}" for method in runner.methods}
         self._device = next((p.device for p in model.network.parameters()), torch.device("cpu"))
         self._setting = {
             "version": [_VERSION, __version__, torch.__version__],
             "network": network,
-            "model": {name: value for name, value in model.describe().items() if name not in _NO_MATTER},
+            "model": {name: value for name, value in model.describe().items() if name not in _NOT_IN_KEY},
             "meta": None if meta is None else meta.describe(),
-            "arithmetic": [*_arithmetic(self._device.type), repr(arithmetic or Precision())],
+            "arithmetic": [*_arithmetic(self._device.type), repr(runner.precision)],
         }
         self._reader = PhotoReader(model, network)
 
-    def weights_sha256(self) -> str:
-        """Give the checksum of the model's weights, as they were at the beginning of the call."""
-        return self._weights
-
-    def read(self, images: Any) -> Batch:
+    def read(self, images: Any) -> CheckedBatch:
         """Read a batch, without decoding photos that were read before."""
         return self._reader.read(images)
 
-    def maps(self, images: Any, batch: Batch, objective: Objective, job: BatchRunner) -> BatchMaps:
-        """Give the maps of a batch, made where the cache does not hold them; its photos are read if they must be."""
-        found = self._search(batch, objective, job)
-        missing = [number for number, one in enumerate(found) if one.maps is None]
-        if missing and batch.pixels is None:
-            read = self._reader.decode(images)
-            if read.checksums != batch.checksums:  # a file was changed in between
-                found, missing = self._search(read, objective, job), list(range(len(found)))
-            batch.photos, batch.checksums, batch.pixels = read.photos, read.checksums, read.pixels
-        for start, stop in _runs(missing):
-            rows = objective.rows(start, stop, len(found))
-            self._keep(found[start:stop], super().maps(images, batch.part(start, stop), rows, job))
-        maps = [one.maps or {} for one in found]
-        joined = {key: torch.cat([one[key] for one in maps]) for key in maps[0]} if len(maps) > 1 else maps[0]
-        return BatchMaps(joined, [one.targets or [] for one in found])
+    def map_layers(self, size: tuple[int, int]) -> MapLayers:
+        """List every (method, layer) that has maps, for pixels of a size (height, width)."""
+        return self._runner.map_layers(size)
 
-    def _search(self, batch: Batch, objective: Objective, job: BatchRunner) -> list[_CacheHit]:
-        names = {pair: self._name(*pair) for pair in job.places}
-        count = len(batch.checksums)
-        asked = [objective.rows(number, number + 1, count) for number in range(count)]
-        return [self._one(self._key(*about), names) for about in zip(batch.checksums, asked, strict=True)]
+    def weights_sha256(self) -> str:
+        """Return the checksum of the model's weights, as they were at the beginning of the call."""
+        return self._weights
+
+    def run(self, objective: Objective, batch: ImageBatch) -> BatchMaps:
+        """Return the maps of a batch, made where the cache does not hold them; its photos are decoded if needed.
+
+        Args:
+            objective: The objective of these images.
+            batch: The images, as `read` returns them.
+
+        Returns:
+            The maps [M,h,w] of every method and layer, and the targets that they explain.
+
+        Raises:
+            GradlightError: As `BatchRunner.run` does.
+        """
+        if not isinstance(batch, CheckedBatch):
+            batch = CheckedBatch.of(None, batch.pixels, batch.photos)
+        hits = self._search(batch, objective)
+        missing = [number for number, hit in enumerate(hits) if hit.maps is None]
+        if missing and not batch.is_decoded:
+            decoded = self._reader.decode(batch.images)
+            if decoded.checksums != batch.checksums:  # a file was changed in between
+                hits, missing = self._search(decoded, objective), list(range(len(hits)))
+            batch.replace(decoded)
+        for start, stop in _stretches(missing):
+            rows = objective.rows(start, stop, len(hits))
+            made = self._runner.run(rows, ImageBatch(batch.photos[start:stop], batch.pixels[start:stop]))
+            self._keep(hits[start:stop], made)
+        maps = [hit.maps or {} for hit in hits]
+        joined = {pair: torch.cat([each[pair] for each in maps]) for pair in maps[0]} if len(maps) > 1 else maps[0]
+        return BatchMaps(joined, [hit.targets or [] for hit in hits])
+
+    def _search(self, batch: CheckedBatch, objective: Objective) -> list[_CacheHit]:
+        """Look every image of a batch up."""
+        names = {pair: self._array_name(*pair) for pair in self.map_layers(batch.size)}
+        hits: list[_CacheHit] = []
+        for number, checksum in enumerate(batch.checksums):
+            key = self._key(checksum, objective.rows(number, number + 1, len(batch)))
+            hits.append(self._find(key, names))
+        return hits
 
     def _key(self, pixels: str, objective: Objective) -> str:
         """Make the key of one image's maps; "" for an objective that cannot be described, whose maps are not kept."""
@@ -242,7 +273,7 @@ class Recall(Afresh):
             warnings.warn(f"These maps are not kept in the cache: {error}", GradlightWarning, stacklevel=5)
             return ""
 
-    def _one(self, key: str, names: dict[tuple[str, str], str]) -> _CacheHit:
+    def _find(self, key: str, names: dict[tuple[str, str], str]) -> _CacheHit:
         entry = self.cache.get(key) if key else None
         if entry is None:
             return _CacheHit(key)
@@ -255,46 +286,58 @@ class Recall(Afresh):
             return _CacheHit(key)
         if not all(name in entry.arrays for name in names.values()):
             return _CacheHit(key, entry, targets)
-        maps = {at: torch.from_numpy(entry.arrays[name]).to(self._device) for at, name in names.items()}
+        maps = {pair: torch.from_numpy(entry.arrays[name]).to(self._device) for pair, name in names.items()}
         return _CacheHit(key, entry, targets, maps)
 
-    def _keep(self, found: Sequence[_CacheHit], made: BatchMaps) -> None:
-        """Cut new maps into images, put those that are known already in their place, and store what is new."""
+    def _keep(self, hits: Sequence[_CacheHit], made: BatchMaps) -> None:
+        """Split new maps by image, prefer those that the entry holds already, and store what is new."""
         start = 0
-        for one, row in zip(found, made.targets, strict=True):
+        for hit, row in zip(hits, made.targets, strict=True):
             stop = start + len(row)
             targets = [Target(target.kind, target.index, target.label, target.score) for target in row]
-            maps = {key: values[start:stop] for key, values in made.maps.items()}
-            arrays = {self._name(*key): values.detach().cpu().numpy() for key, values in maps.items()}
-            if one.entry is not None and _asked(one.targets or []) == _asked(targets):
-                arrays = {**arrays, **one.entry.arrays}
-                targets = one.targets or []
-                maps = {at: torch.from_numpy(arrays[self._name(*at)]).to(values.device) for at, values in maps.items()}
-            one.maps, one.targets, start = maps, targets, stop
+            maps = {pair: values[start:stop] for pair, values in made.maps.items()}
+            arrays = {self._array_name(*pair): values.detach().cpu().numpy() for pair, values in maps.items()}
+            if hit.entry is not None and _identities(hit.targets or []) == _identities(targets):
+                arrays = {**arrays, **hit.entry.arrays}
+                targets = hit.targets or []
+                maps = {
+                    pair: torch.from_numpy(arrays[self._array_name(*pair)]).to(values.device)
+                    for pair, values in maps.items()
+                }
+            hit.maps, hit.targets, start = maps, targets, stop
             rows = [[target.kind, target.index, target.label, target.score] for target in targets]
-            if one.key and all(str(array.dtype) in KEPT for array in arrays.values()):
-                self.cache.put(one.key, arrays, {"targets": rows, "setting": self._setting})
+            if hit.key and all(str(array.dtype) in KEPT for array in arrays.values()):
+                self.cache.put(hit.key, arrays, {"targets": rows, "setting": self._setting})
 
-    def _name(self, method: str, layer: str) -> str:
+    def _array_name(self, method: str, layer: str) -> str:
         return f"{self._methods[method]} at {layer}"
 
 
-def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+def _method_sha256(method: object) -> str:
+    """Hash what decides the maps of a method, its formula and its reference left out."""
+    if not is_dataclass(method):
+        return value_sha256(method)
+    names = [each.name for each in fields(method) if each.name not in ("formula", "reference")]
+    return value_sha256([type(method).__qualname__, [(name, getattr(method, name)) for name in names]])
+
+
+def _stretches(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Group increasing numbers into stretches start…stop (exclusive) without gaps."""
     start = 0
-    for at in range(1, len(numbers) + 1):
-        if at == len(numbers) or numbers[at] != numbers[at - 1] + 1:
-            yield numbers[start], numbers[at - 1] + 1
-            start = at
+    for end in range(1, len(numbers) + 1):
+        if end == len(numbers) or numbers[end] != numbers[end - 1] + 1:
+            yield numbers[start], numbers[end - 1] + 1
+            start = end
 
 
 def _target(kind: Any, index: Any, label: Any, score: Any) -> Target:
     if not (isinstance(kind, str) and isinstance(label, str) and type(index) is int and type(score) is float):
-        raise TypeError("its targets are not what targets are")
+        raise TypeError("its targets have fields of another type")
     return Target(kind, index, label, score)
 
 
-def _asked(targets: Sequence[Target]) -> list[tuple[str, int, str]]:
+def _identities(targets: Sequence[Target]) -> list[tuple[str, int, str]]:
+    """Give what targets are, without their scores."""
     return [(target.kind, target.index, target.label) for target in targets]
 
 

@@ -1,13 +1,17 @@
-"""Phase 1's algebra: contributions that are never materialised (paper, section 3.1.1 and table 1).
+"""The algebra of contributions: what each location adds to a weight's gradient, never materialised (paper, table 1).
 
-A contribution is a field: at every location a vector or a matrix, what this location adds to a weight's gradient.
-Six statistics of that vector or matrix are enough for every aggregation, and they compose, so a convolution's
-K' × N²K matrices cost no more than the channels of its two factors. Entries may fall into groups (grouped and
-depthwise convolutions); each statistic is [B,G,h,w] and is computed when it is first asked for.
+A contribution is a field: at every location a vector or a matrix. Six statistics of its entries are enough for every
+aggregation, and they compose, so that a convolution's K' × N²K matrices cost no more than the channels of its factors:
+
+    conv 1×1, g = (0, 2), x = (3, −4):  Outer(Dense(g), Dense(x)) is [[0, 0], [6, −8]]
+    total = Σg·Σx = 2·(−1) = −2;  norm = ‖g‖·‖x‖ = 2·5 = 10;  highest = max of {0, 2}·{3, −4} = 6
+
+Entries may fall into groups (grouped and depthwise convolutions); each statistic is [B,G,h,w], computed on first use.
 """
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property, reduce
@@ -16,13 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .scratch import scratch_like
-
-__all__ = ["Contribution", "Dense", "Outer", "Patches", "Product", "Weighted"]
+__all__ = ["Contribution", "Dense", "Outer", "Patches", "Product", "Weighted", "scratch_like"]
 
 Pair = tuple[int, int]
 
-_SAFE = 2.0**-70
+_SAFE = 2.0**-70  # squares of numbers between this and its inverse are far from both ends of float32
 _SMALL = 32
 
 
@@ -61,7 +63,16 @@ class Contribution(ABC):
 
 
 class Dense(Contribution):
-    """A field of vectors that are at hand: values [B,C,h,w], C split evenly into groups."""
+    """A field of vectors that are in memory.
+
+    Args:
+        values: [B,C,h,w].
+        groups: G, into which the channels are split evenly.
+
+    Example:
+        >>> Dense(torch.tensor([[[[3.0]], [[-4.0]]]])).norm
+        tensor([[[[5.]]]])
+    """
 
     def __init__(self, values: Tensor, groups: int = 1) -> None:
         self.values: Tensor = values.unflatten(1, (groups, values.shape[1] // groups))
@@ -80,13 +91,13 @@ class Dense(Contribution):
 
     @cached_property
     def _scale(self) -> Tensor:
-        """Power of two near each image's largest entry: squares of 1e-22 would vanish in float32, of 1e22 overflow."""
+        """Power of two near each image's largest entry: in float32 squares of 1e-22 vanish, those of 1e22 overflow."""
         largest = torch.maximum(self.highest, -self.lowest).amax((1, 2, 3), keepdim=True).unsqueeze(1)
         exponent = torch.frexp(largest).exponent.clamp(-126, 126)
         return torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), exponent), 1.0)
 
     def _positive(self) -> Tensor:
-        """Write the positive part of the values where it may be overwritten."""
+        """Write the positive part of the values to scratch memory."""
         return torch.clamp(self.values, min=0, out=scratch_like(self.values))
 
     def _negative(self) -> Tensor:
@@ -95,14 +106,14 @@ class Dense(Contribution):
     def _all(self) -> Tensor:
         return scratch_like(self.values).copy_(self.values)
 
-    def _root(self, part: Callable[[], Tensor], power: Tensor) -> Tensor:
-        """Give the root of `power`, the summed squares of a part of the values, or of its scaled squares."""
+    def _root(self, entries: Callable[[], Tensor], power: Tensor) -> Tensor:
+        """Take the root of `power`, the summed squares of entries; of scaled squares where float32 is short."""
         largest = power.flatten(1).amax(1).tolist()
-        # Far from both ends of float32 an entry whose square vanishes is too small beside the largest to be seen in
-        # the sum, so the scale would change no digit; it costs three passes over the values.
+        # Far from both ends of float32 an entry whose square vanishes is too small beside the largest to change the
+        # sum, so the scale would change no digit; it costs three passes over the values.
         if all(_SAFE < value < 1 / _SAFE for value in largest):
             return power.sqrt_()
-        return part().div_(self._scale).square_().sum(2).sqrt_() * self._scale.squeeze(1)
+        return entries().div_(self._scale).square_().sum(2).sqrt_() * self._scale.squeeze(1)
 
     @cached_property
     def norm(self) -> Tensor:
@@ -125,7 +136,16 @@ def _over_channels(join: Callable[..., Tensor], values: Tensor) -> Tensor:
 
 
 class Product(Dense):
-    """A field of vectors g ⊙ x, two tensors [B,C,h,w]; they are multiplied anew, which costs less than to keep it."""
+    """A field of vectors left ⊙ right, multiplied again for each statistic, which costs less than to keep the product.
+
+    Args:
+        left: [B,C,h,w], such as a gradient.
+        right: [B,C,h,w], such as an activation.
+
+    Example:
+        >>> Product(torch.full((1, 2, 1, 1), 2.0), torch.full((1, 2, 1, 1), 3.0)).total
+        tensor([[[[12.]]]])
+    """
 
     def __init__(self, left: Tensor, right: Tensor) -> None:
         self.left, self.right = left, right
@@ -149,7 +169,16 @@ class Product(Dense):
 
 
 class Weighted(Dense):
-    """A field of vectors [B,C,h,w] times a weight for each channel [B,C,1,1], multiplied out only where it must be."""
+    """A field of vectors times a weight for each channel, multiplied out only where a statistic needs it.
+
+    Args:
+        weights: [B,C,1,1].
+        field: [B,C,h,w].
+
+    Example:
+        >>> Weighted(torch.full((1, 2, 1, 1), 2.0), torch.full((1, 2, 1, 1), 3.0)).total
+        tensor([[[[12.]]]])
+    """
 
     def __init__(self, weights: Tensor, field: Tensor) -> None:
         self.weights, self.field = weights, field
@@ -165,7 +194,18 @@ class Weighted(Dense):
 
 
 class Outer(Contribution):
-    """The outer product, group by group, of two fields over the same locations."""
+    """The outer product, group by group, of two fields over the same locations.
+
+    Args:
+        left: A field of vectors, such as the gradients.
+        right: A field of vectors, such as the activations or their patches.
+
+    Example:
+        >>> g, x = torch.tensor([[[[0.0]], [[2.0]]]]), torch.tensor([[[[3.0]], [[-4.0]]]])
+        >>> outer = Outer(Dense(g), Dense(x))
+        >>> float(outer.total), float(outer.norm), float(outer.highest), float(outer.lowest)
+        (-2.0, 10.0, 6.0, -8.0)
+    """
 
     def __init__(self, left: Contribution, right: Contribution) -> None:
         self.left, self.right = left, right
@@ -206,8 +246,19 @@ class Outer(Contribution):
 class Patches(Contribution):
     """The patch of a field around each location, as a convolution sees it (x_{u,N×N} of equation 1).
 
-    kernel, stride, dilation: (vertical, horizontal). padding: (left, right, top, bottom). padding_mode: as in
-    torch.nn.functional.pad; "constant" pads with zeros, and those zeros are entries of the patch.
+    Args:
+        field: The field that is cut into patches.
+        kernel: Height and width of a patch.
+        stride: Vertical and horizontal.
+        padding: Left, right, top, bottom.
+        dilation: Vertical and horizontal.
+        padding_mode: As in torch.nn.functional.pad; "constant" pads with zeros, which are entries of the patch.
+
+    Example:
+        >>> Patches(Dense(torch.ones(1, 1, 3, 3)), (3, 3), padding=(1, 1, 1, 1)).total
+        tensor([[[[4., 6., 4.],
+                  [6., 9., 6.],
+                  [4., 6., 4.]]]])
     """
 
     def __init__(
@@ -256,3 +307,36 @@ class Patches(Contribution):
     @cached_property
     def lowest(self) -> Tensor:
         return self._pool(self.field.lowest, torch.minimum)
+
+
+# --- memory that is used over and over: a large tensor that is freed goes back to the system, page by page
+
+_SCRATCH_BYTES = 2**24
+_scratch = threading.local()
+
+
+def scratch_like(tensor: Tensor) -> Tensor:
+    """Return memory for values like a tensor's, laid out as it is; the next call in the same thread returns the same.
+
+    On the CPU it is one block for each dtype, of 16 MB at most, which the thread keeps; memory for a tensor that is
+    larger, on another device or not dense is allocated.
+    """
+    size = tensor.numel() * tensor.element_size()
+    if tensor.device.type != "cpu" or size > _SCRATCH_BYTES or not _is_dense(tensor):
+        return torch.empty_like(tensor)
+    blocks: dict[torch.dtype, Tensor] = _scratch.__dict__.setdefault("blocks", {})
+    block = blocks.get(tensor.dtype)
+    if block is None or block.numel() < tensor.numel():
+        block = blocks[tensor.dtype] = torch.empty(tensor.numel(), dtype=tensor.dtype)
+    return block[: tensor.numel()].as_strided(tensor.shape, tensor.stride())
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Tell whether a tensor fills its memory without gaps, in whatever order of its dimensions."""
+    filled = 1
+    steps = [step for step in zip(tensor.stride(), tensor.shape, strict=True) if step[1] > 1]
+    for stride, size in sorted(steps):
+        if stride != filled:
+            return False
+        filled *= size
+    return True

@@ -1,7 +1,8 @@
-"""Phase 1: tap → contribution (paper, section 3.1.1 and 3.1.2; table 1).
+"""Phase 1, extract: from a tap to what each location contributes to a weight's gradient (paper, table 1).
 
-The virtual identity layers take activation and gradient at the same place; `real` and `real_bias`
-(`real_layers`) take the layer's own weight or bias, with its own input, kernel, stride, padding, dilation and groups.
+The virtual identity layers (section 3.1.2) take activation and gradient at the same location; `real` and `real_bias`
+(section 3.1.1, `real_layers`) take the layer's own weight or bias, with its own input, kernel, stride, padding,
+dilation and groups.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from .real_layers import real, real_bias
 __all__ = ["EXTRACTS", "Extract", "averaged_scaling", "class_weights"]
 
 Extract = Callable[[Tap], Contribution]
+"""From a tap to the contribution of each of its locations."""
 
 
 def bias(tap: Tap) -> Contribution:
@@ -29,7 +31,15 @@ def scaling(tap: Tap) -> Contribution:
 
 
 def conv1x1(tap: Tap) -> Contribution:
-    """Virtual 1×1 convolution: g xᵀ at each location (a C×C matrix)."""
+    """Virtual 1×1 convolution: g xᵀ at each location (a C×C matrix).
+
+    Example:
+        >>> import torch
+        >>> from gradlight.models.base import Layer
+        >>> x, g = torch.tensor([[[[3.0]], [[4.0]]]]), torch.tensor([[[[0.0]], [[2.0]]]])
+        >>> conv1x1(Tap(Layer("conv", 1, 2, (1, 1)), None, x, g, None)).norm  # ‖g‖·‖x‖
+        tensor([[[[10.]]]])
+    """
     return Outer(tap.gradient_field, tap.activation_field)
 
 
@@ -53,13 +63,19 @@ def averaged_scaling(tap: Tap) -> Contribution:
 def class_weights(tap: Tap) -> Contribution:
     """Scaling with the weights of the network's one linear layer: CAM's w_c ⊙ x.
 
-    Defined only where that layer reads the spatial mean; there g is w_c divided by the number of locations.
-    Raises GradlightError elsewhere.
+    Args:
+        tap: At a layer whose spatial mean that linear layer reads; there g is w_c divided by the number of locations.
+
+    Returns:
+        The contribution.
+
+    Raises:
+        GradlightError: The method is not defined at this layer.
     """
     if not tap.layer.pooled:
         raise GradlightError(
-            f"cam was asked at {tap.layer.name!r}, but it is defined only where a network averages over space and ends"
-            " in one linear layer, and this is not such a place. Ask for grad_cam, its generalisation."
+            f"cam was asked at {tap.layer.name!r}, but it is defined only at the layer that a network averages over"
+            " space before its one linear layer, and this is another layer. Ask for grad_cam, its generalisation."
         )
     locations = tap.gradient.shape[2] * tap.gradient.shape[3]
     return Dense(tap.gradient * locations * tap.activation)
@@ -74,3 +90,4 @@ EXTRACTS: dict[str, Extract] = {
     "real": real,
     "real_bias": real_bias,
 }
+"""Name in "EXTRACT+AGGREGATE" → function."""

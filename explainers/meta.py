@@ -22,11 +22,24 @@ _SIGNS = {"descent": -1.0, "ascent": 1.0}
 
 @dataclass(frozen=True)
 class Meta:
-    """The inner step: θ' = θ − lr·∇ℓ ("descent") or θ + lr·∇ℓ ("ascent", the paper's negative meta-saliency).
+    """The inner step of meta-saliency: θ' = θ − lr·∇ℓ, or θ + lr·∇ℓ (the paper's negative meta-saliency).
 
-    lr: the paper's 2ε; its class-sensitivity figures use ε = 0.001. The loss is the target's own (cross-entropy for a
-    classifier), the step is taken for each image and target alone, on every weight, norms' and biases' included; the
-    norms' running statistics stay. Raises GradlightError for another direction or a step that is no number ≥ 0.
+    The loss ℓ is the target's own (cross-entropy for a classifier). The step is taken for each image and target alone,
+    on every weight, those of norms and all biases included; the running statistics of norms stay as they are.
+
+    Args:
+        lr: Length of the step, the paper's 2ε; its class-sensitivity figures use ε = 0.001.
+        direction: "descent" or "ascent".
+
+    Raises:
+        GradlightError: The direction is unknown, or `lr` is not a finite number ≥ 0.
+
+    Example:
+        >>> gl.Meta(lr=0.002, direction="ascent").rate
+        0.002
+        >>> maps = gl.explain(gl.classifier("scenes"), "scenes:1", "star", layers="layer4", meta=gl.Meta(lr=0.002))
+        >>> maps.origin.meta
+        {'lr': 0.002, 'direction': 'descent'}
     """
 
     lr: float = 0.002
@@ -35,14 +48,15 @@ class Meta:
     def __post_init__(self) -> None:
         if self.direction not in _SIGNS:
             raise GradlightError(
-                f"A meta step goes 'descent' or 'ascent', not {self.direction!r}.{nearest(str(self.direction), _SIGNS)}"
+                f"The direction of a meta step must be 'descent' or 'ascent', not {self.direction!r}."
+                f"{nearest(str(self.direction), _SIGNS)}"
             )
         if isinstance(self.lr, bool) or not isinstance(self.lr, (int, float)) or not 0 <= self.lr < math.inf:
             raise GradlightError(f"lr must be a finite number, zero or more, not {self.lr!r}; the paper uses 0.002.")
 
     @property
     def rate(self) -> float:
-        """The signed factor of the gradient: −lr to descend, +lr to ascend."""
+        """The signed factor of the gradient: −lr for descent, +lr for ascent."""
         return _SIGNS[self.direction] * self.lr
 
     def describe(self) -> dict[str, Any]:
@@ -52,9 +66,15 @@ class Meta:
 
 @contextmanager
 def meta_step(objective: Objective, pixels: Tensor, target: Target, meta: Meta) -> Iterator[None]:
-    """Hold the network at θ' for one image [1,3,H,W] and one fixed target, then put every weight back bit for bit.
+    """Hold the network at θ' for one image and one fixed target, then restore every weight bit for bit.
 
-    The weights' own tensors are set aside, not written over, so nothing has to be undone by arithmetic.
+    The weights' own tensors are set aside, not overwritten, so nothing has to be undone by arithmetic.
+
+    Args:
+        objective: Whose loss is stepped on.
+        pixels: [1,3,H,W].
+        target: The target whose loss it is.
+        meta: Length and direction of the step.
     """
     network = objective.network
     with trainable(network) as parameters:

@@ -13,9 +13,8 @@ from PIL import Image
 from ..data.hdf5.schema import StoredMaps
 from ..errors import GradlightError
 from ..explainers.archive import to_stored
-from ..explainers.batch import BatchRunner
+from ..explainers.batch import BatchRunner, ImageBatch
 from ..explainers.explain import assemble, describe_origin
-from ..explainers.layer_selection import choose_layers
 from ..explainers.maps import MapLayer, Origin, SaliencyMaps
 from ..explainers.methods import methods_of
 from ..explainers.precision import Precision
@@ -33,7 +32,8 @@ class BatchExplainer:
 
     def __init__(self, model: Explainable, settings: ExportSettings) -> None:
         self.model, self.settings = model, settings
-        self._jobs: dict[tuple[int, int], BatchRunner] = {}
+        precision = Precision(settings.precision)
+        self._runner = BatchRunner(model, methods_of(settings.methods), settings.layers, settings.meta, precision)
         self._origin: Origin | None = None
         self._varies = _sizes_vary(model.preprocess)
         if self._varies and settings.size is None:
@@ -53,9 +53,10 @@ class BatchExplainer:
 
     def empty(self) -> StoredMaps:
         """Give what a file of no images at all keeps."""
-        job, size = self._job(self.model.size), self.model.size
-        maps = {pair: torch.zeros(0, *at.size) for pair, at in job.places.items()}
-        about = {at.name: MapLayer(at.depth, at.stride) for at in job.places.values()}
+        size = self.model.size
+        layers = self._runner.map_layers(size)
+        maps = {pair: torch.zeros(0, *layer.size) for pair, layer in layers.items()}
+        about = {layer.name: MapLayer(layer.depth, layer.stride) for layer in layers.values()}
         return self._stored(SaliencyMaps(maps, about, [], [], size, self._made_by()))
 
     def _explained(self, group: list[Loaded], failures: list[tuple[str, str]]) -> list[StoredMaps]:
@@ -77,20 +78,12 @@ class BatchExplainer:
         size = (pixels.shape[2], pixels.shape[3])
         common = self.settings.target
         objective = self._objective([each.item.targets or common for each in group])
-        job = self._job(size)
-        part = job.run(objective, self.model.cast(pixels))
-        return assemble(job, [part], photos, size, self._made_by())
+        made = self._runner.run(objective, ImageBatch(photos, self.model.cast(pixels)))
+        return assemble(self._runner.map_layers(size), [made], photos, size, self._made_by())
 
     def _objective(self, targets: Sequence[Sequence[str | int] | None]) -> Objective:
         rows = None if all(row is None for row in targets) else [None if row is None else list(row) for row in targets]
         return self.model.word_objective(rows) if self.settings.words else self.model.objective(rows)
-
-    def _job(self, size: tuple[int, int]) -> BatchRunner:
-        if size not in self._jobs:
-            layers = choose_layers(self.model, list(self.settings.layers), size)
-            arithmetic = Precision(self.settings.precision)
-            self._jobs[size] = BatchRunner(layers, methods_of(self.settings.methods), self.settings.meta, arithmetic)
-        return self._jobs[size]
 
     def _made_by(self) -> Origin:
         """Describe the origin once, by what is asked of images without targets of their own."""

@@ -88,7 +88,7 @@ def test_convert_writes_what_captioner_reads(run, tmp_path: Path, shared: Path) 
         (["explain", SCENE, "--encoder", "timm/resnet18", "-o", "o.h5"], "is a captioner's eye"),
         (
             ["explain", SCENE, "-m", "captioner/scenes", "--layers", "decoder.core", "-o", "o.h5"],
-            "not a place in the image",
+            "is not spatial",
         ),
         (["convert", "nowhere", "out"], "nowhere"),
         (["evaluate", "word_pointin"], "Did you mean 'word_pointing'"),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import gradlight as gl
 from gradlight.explainers import capture
 from gradlight.explainers.capture import record
+from gradlight.explainers.layer_selection import LayerName
 from gradlight.models.base import Layer
 from gradlight.models.preserve import preserved
 
@@ -384,6 +385,39 @@ def test_scores_are_the_logits_and_several_targets_share_the_forward_pass():
     logits = network(pixels).detach()
     assert relative(recording.scores.detach(), torch.stack([logits.amax(1), logits.amin(1), logits[:, 2]], 1)) < 1e-5
     assert [tap["layer4"].gradient.shape for tap in taps] == [(2, 512, 2, 2)] * 3
+
+
+def test_a_recording_is_used_up_by_its_last_target():
+    model = gl.classifier(with_norm_and_dropout())
+    with preserved(model.network):
+        recording = record_of(model, PIXELS, ["0", "4"], [["top", 2]])
+        first, again, last = recording.taps(0), recording.taps(0), recording.taps(1)
+        for name in ("0", "4"):
+            assert torch.equal(first[name].gradient, again[name].gradient)
+            assert not torch.equal(first[name].gradient, last[name].gradient)
+        for target in (0, 1):
+            with pytest.raises(gl.GradlightError, match=r"of the last target, 1, has freed.*record the forward pass"):
+                recording.taps(target)
+        for target in (-1, 2):
+            with pytest.raises(gl.GradlightError, match=f"There is no target {target}: there are 2"):
+                recording.taps(target)
+
+
+@pytest.mark.parametrize(
+    ("text", "module", "run", "name"),
+    [
+        ("layer4", "layer4", 0, "layer4"),
+        ("relu:2", "relu", 2, "relu:2"),
+        ("relu:0", "relu", 0, "relu"),
+        ("", "input", 0, "input"),
+        ("input", "input", 0, "input"),
+        ("a:b", "a:b", 0, "a:b"),
+        ("a:b:1", "a:b", 1, "a:b:1"),
+    ],
+)
+def test_names_of_layers(text: str, module: str, run: int, name: str):
+    assert LayerName.parse(text) == LayerName(module, run)
+    assert str(LayerName.parse(text)) == name
 
 
 def test_a_tap_that_is_a_view_of_what_is_overwritten_later():

@@ -1,7 +1,9 @@
-"""The road: what `explain` takes, what it gives, what it refuses."""
+"""`explain`: what `explain` takes, what it gives, what it refuses."""
 
 from __future__ import annotations
 
+import sys
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,8 @@ from torch import nn
 
 import gradlight as gl
 from gradlight.errors import GradlightError
+from gradlight.explainers.aggregation import AGGREGATES
+from gradlight.explainers.contributions import Contribution
 
 
 def network() -> nn.Sequential:
@@ -145,6 +149,31 @@ def test_a_model_built_under_inference_mode_can_be_explained() -> None:
     with torch.inference_mode():
         maps = gl.explain(gl.classifier("scenes"), np.zeros((160, 160, 3), np.uint8), "star")
     assert maps["selective_normgrad", "layer4"].isfinite().all()
+
+
+def test_the_way_to_a_map_is_short_and_without_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the comment at the head of explain.py says: seven functions in five files."""
+    stack: list[traceback.FrameSummary] = []
+
+    def noting(contribution: Contribution) -> torch.Tensor:
+        stack[:] = traceback.extract_stack()
+        return contribution.norm[:, 0]
+
+    monkeypatch.setitem(sys.modules, "gradlight.explainers.cache", None)
+    monkeypatch.setitem(AGGREGATES, "norm", noting)
+    gl.explain(gl.classifier(network()), PIXELS, 2, methods="normgrad")
+    ours = [frame for frame in stack if Path(frame.filename).parent.name == "explainers"]
+    steps = [
+        (Path(frame.filename).stem, frame.name) for frame in ours if Path(frame.filename).name != "test_explain.py"
+    ]
+    assert steps == [
+        ("explain", "explain"),
+        ("batch", "run"),
+        ("batch", "_from_taps"),
+        ("capture", "backward"),
+        ("batch", "_receive"),
+        ("methods", "__call__"),
+    ]
 
 
 def test_cam_is_the_class_weights_times_the_features(model: object) -> None:

@@ -350,8 +350,8 @@ def test_also_after_an_error_in_the_decoder(
     ("layers", "message"),
     [
         ("decoder.*", r"No spatial layer.* matches 'decoder\.\*'"),
-        ("decoder.core", "'decoder.core' is not a place in the image: .* 'layer2'"),
-        ("decoder", "'decoder' is not a place in the image"),
+        ("decoder.core", "'decoder.core' is not spatial: .* 'layer2'"),
+        ("decoder", "'decoder' is not spatial"),
         ("encoder.layer1", "encoder.layer1.*Did you mean 'layer1'"),
         ("layer3", "No layer is called 'layer3'.*Did you mean 'layer2'"),
         ("layer2.0.relu:2", "'layer2.0.relu' runs 2 times"),

@@ -1,8 +1,7 @@
-"""Passes in bfloat16, statistics compiled, memory used over again: the same maps, as nearly as is promised."""
+"""Passes in bfloat16, scratch memory, few threads: the same maps, as nearly as is promised."""
 
 from __future__ import annotations
 
-import shutil
 import weakref
 from pathlib import Path
 
@@ -13,23 +12,14 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 import gradlight as gl
-from gradlight.explainers import statistics, threads
-from gradlight.explainers.capture import Tap, record
-from gradlight.explainers.contributions import Contribution, Dense
+from gradlight.explainers import batch
+from gradlight.explainers.capture import Tap, TapOf, record
+from gradlight.explainers.contributions import Contribution, Dense, scratch_like
 from gradlight.explainers.methods import METHODS
-from gradlight.explainers.scratch import scratch_like
-from gradlight.explainers.statistics import Statistics
 from gradlight.models.preserve import preserved
 
 ANYWHERE = [name for name in METHODS if name not in ("cam", "normgrad_real")]
-GRID = [
-    f"{extract}+{aggregate}" for extract in ("bias", "scaling", "conv1x1", "conv3x3") for aggregate in ("max", "norm")
-]
 SCENES = [f"scenes:{seed}" for seed in range(20_000_000, 20_000_004)]
-
-needs_compiler = pytest.mark.skipif(
-    not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler on the CPU"
-)
 
 
 class Layouts(nn.Module):
@@ -63,65 +53,6 @@ def small() -> tuple[gl.models.classifiers.Classifier, Tensor]:
     torch.manual_seed(0)
     network = torchvision.models.resnet18(num_classes=5).eval()
     return gl.classifier(network), torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-
-
-@needs_compiler
-@pytest.mark.slow
-def test_compiled_statistics_give_the_same_maps() -> None:
-    model, pixels = small()
-    layers = ["relu", "layer1", "layer2", "layer3", "layer4", "layer2.0.conv1"]
-    asked = [*ANYWHERE, *GRID]
-    plain = gl.explain(model, pixels, [["top", 1]], methods=asked, layers=layers)
-    compiled = gl.explain(model, pixels, [["top", 1]], methods=asked, layers=layers, compile=True)
-    for pair in plain.pairs:
-        scale = float(plain[pair].abs().max())
-        assert torch.allclose(compiled[pair], plain[pair], atol=1e-5 * scale, rtol=1e-5), pair
-
-
-@needs_compiler
-@pytest.mark.slow
-def test_a_layers_own_weight_and_image_by_image_compile_too() -> None:
-    model, _ = small()
-    pixels = torch.randn(2, 3, 320, 320, generator=torch.Generator().manual_seed(1))
-    asked, layers = ["normgrad", "normgrad_real"], ["conv1", "layer4.1.conv2"]
-    plain = gl.explain(model, pixels, methods=asked, layers=layers)
-    compiled = gl.explain(model, pixels, methods=asked, layers=layers, compile=True)
-    for pair in plain.pairs:
-        assert torch.allclose(compiled[pair], plain[pair], rtol=1e-4, atol=1e-5 * float(plain[pair].max())), pair
-
-
-@needs_compiler
-@pytest.mark.slow
-def test_very_small_and_very_large_values_compile_too() -> None:
-    torch.manual_seed(0)
-    x, g = torch.randn(2, 8, 5, 5), torch.randn(2, 8, 5, 5) * torch.tensor([1e-25, 1e18]).view(2, 1, 1, 1)
-    layer = gl.models.base.Layer("a", 1, 8, (5, 5))
-    filled, methods = Statistics(), [METHODS["normgrad"], METHODS["selective_normgrad"], METHODS["gradient"]]
-    first = Tap(layer, None, x, g, None)
-    plain = [method(first) for method in methods]
-    filled.learn(first)
-    second = Tap(layer, None, x, g, None)
-    filled.fill(second)
-    assert {"norm"} <= set(second.gradient_field.__dict__)
-    for method, expected in zip(methods, plain, strict=True):
-        assert torch.allclose(method(second), expected, rtol=1e-5, atol=0)
-
-
-def test_a_failing_compiler_is_told_of_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_compiler(*_: object, **__: object) -> object:
-        def run(*_: object) -> object:
-            raise RuntimeError("No working C++ compiler found\nand a long trace")
-
-        return run
-
-    monkeypatch.setattr(torch, "compile", no_compiler)
-    monkeypatch.setattr(statistics, "_compiled", statistics._compiled.__wrapped__)
-    monkeypatch.setattr(statistics, "_seen", set())
-    model, pixels = small()
-    with pytest.raises(
-        gl.GradlightError, match=r"compile=True failed in torch.compile: No working C\+\+ compiler found"
-    ):
-        gl.explain(model, pixels, layers=["layer3", "layer4"], compile=True)
 
 
 def is_flat(values: Tensor) -> bool:
@@ -188,21 +119,22 @@ def test_a_tap_is_dropped_as_soon_as_it_was_seen(what: str) -> None:
     alive: list[weakref.ref[Tensor]] = []
     counts: list[int] = []
 
-    def see(tap: Tap) -> None:
+    def see(tap_of: TapOf, gradient: Tensor) -> None:
+        tap = tap_of(gradient)
         alive.append(weakref.ref(getattr(tap, what)))
         counts.append(sum(each() is not None for each in alive))
 
     with preserved(model.network):
         recording = record(model.objective([[0, 1]]), pixels[:1], layers)
-        recording.visit(0, lambda tap: None)
-        recording.visit(1, see)
+        recording.taps(0)
+        recording.backward(1, see)
     assert counts == [1, 1, 1, 1]
 
 
 @pytest.mark.skipif(not torch.backends.openmp.is_available(), reason="the number of threads is the whole process's")
 def test_small_statistics_wake_no_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     model, pixels = small()
-    monkeypatch.setattr(threads, "_WORTH", 4 * 32768)
+    monkeypatch.setattr(batch, "_THREADED_BYTES", 4 * 32768)
     used: dict[int, int] = {}
 
     def noting(tap: Tap) -> Contribution:
