@@ -22,7 +22,8 @@ from ..errors import GradlightError
 from .checkpoints import PathLike, load_checkpoint
 from .measured_preprocessing import Box, MeasuredPreprocessing
 from .preprocessing import IMAGENET, Preprocess
-from .zoo import LoadedNetwork, hub_weights
+from .registry import LoadedNetwork
+from .zoo import hub_weights
 
 __all__ = [
     "SOURCE",
