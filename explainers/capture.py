@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..errors import GradlightError
 from ..models.base import Layer
-from ..models.objective import Objective, Targets, evened
+from ..models.objective import Objective, Targets, pad_targets
 from .contributions import Dense, Product
 
 __all__ = ["Recording", "Tap", "precise", "record"]
@@ -210,7 +210,7 @@ def record(objective: Objective, pixels: Tensor, layers: Sequence[Layer], target
             break
         known |= overwritten
     targets = objective.choose(outputs) if targets is None else targets
-    scores = objective.scores(outputs, evened(targets))
+    scores = objective.scores(outputs, pad_targets(targets))
     return Recording(scores, targets, {layer.name: marks[layer.name] for layer in layers})
 
 

@@ -56,8 +56,8 @@ def read_images(images: Sequence[ImageLike], preprocess: Preprocess) -> tuple[Te
         if batch and pixels.shape != batch[0].shape:
             raise GradlightError(
                 f"The preprocessing gives pixels of different sizes: {list(batch[0].shape)} for image 0 and"
-                f" {list(pixels.shape)} for image {number}{f' ({path})' if path else ''}. One batch needs one size: give"
-                " the images one at a time, or a preprocess= that crops."
+                f" {list(pixels.shape)} for image {number}{f' ({path})' if path else ''}. One batch needs one size:"
+                " give the images one at a time, or a preprocess= that crops."
             )
         batch.append(pixels)
         photos.append(Photo(path, checksum, picture.width, picture.height, view, None if path else picture))

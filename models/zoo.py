@@ -198,7 +198,7 @@ def _check_timm_name(name: str) -> None:
 
 
 def _timm_labels(config: Any) -> list[str]:
-    """Give the class names of a timm configuration: its own, ImageNet's, or class_0, class_1 …"""
+    """Give the class names of a timm configuration: its own, else ImageNet's, else class_0, class_1 and so on."""
     from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
     count = config.num_classes
