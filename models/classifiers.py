@@ -13,7 +13,7 @@ from ..errors import GradlightError, nearest
 from .base import Explainable, ImageLike, Photo, as_list
 from .checkpoints import PathLike, load_checkpoint
 from .class_objective import ClassLabels, ClassObjective, Output, parse
-from .huggingface import found_classifier, is_hub_source, is_multi_label, named_classifier, own_preprocess
+from .huggingface import classifier_from_module, classifier_from_name, is_hub_source, is_multi_label, own_preprocess
 from .images import read_images, read_pixels
 from .preprocessing import IMAGENET, Preprocess
 from .preserve import Device, check_explainable, preserved, to_device, unwrapped
@@ -76,7 +76,7 @@ def classifier(
         if checkpoint is not None:
             load_checkpoint(network, checkpoint)
         check_explainable(network)
-        loaded = found_classifier(network, class_names)
+        loaded = classifier_from_module(network, class_names)
         loaded = loaded or LoadedNetwork(network, class_names, IMAGENET, type(network).__module__, "")
         name = type(network).__name__
     else:
@@ -257,7 +257,7 @@ def _load_by_name(
         )
     library, _, name = source.partition("/")
     if is_hub_source(source) and name:
-        return named_classifier(name, pretrained=pretrained, checkpoint=checkpoint, labels=labels)
+        return classifier_from_name(name, pretrained=pretrained, checkpoint=checkpoint, labels=labels)
     if library in LIBRARIES and name:
         return LIBRARIES[library](name, pretrained=pretrained, checkpoint=checkpoint, labels=labels)
     open_registered = SOURCES.classifier_opener(source)
