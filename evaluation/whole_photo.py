@@ -257,7 +257,7 @@ class GridObjective(ClassObjective):
 
     def rows(self, start: int, stop: int, total: int) -> GridObjective:
         """Give the objective of images start…stop of a list of `total`; a count that does not fit is an error."""
-        rows: Sequence[Sequence[TargetSpec]] = super().rows(start, stop, total).asked
+        rows: Sequence[Sequence[TargetSpec]] = super().rows(start, stop, total).target_specs
         return GridObjective(self.network, self.labels, rows, multi_label=self.multi_label)
 
     def describe(self) -> dict[str, Any]:

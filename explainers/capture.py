@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ..errors import GradlightError
 from ..models.base import Layer
-from ..models.objective import Objective, Targets, evened
+from ..models.objective import Objective, Targets, pad_targets
 from .contributions import Dense, Product
 from .layer_selection import LayerName
 
@@ -280,7 +280,7 @@ def record(objective: Objective, pixels: Tensor, layers: Sequence[Layer], target
             break
         clone |= overwritten
     targets = objective.choose(result) if targets is None else targets
-    scores = objective.scores(result, evened(targets))
+    scores = objective.scores(result, pad_targets(targets))
     return Recording(scores, targets, {layer.name: outputs[layer.name] for layer in layers})
 
 

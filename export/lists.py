@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..data.images import IMAGE_SUFFIXES
-from ..data.scenes.generator import seed_of
 from ..errors import GradlightError
 from ..files import format_path, read_whole
+from ..models.registry import SOURCES
 
 __all__ = ["SUFFIXES", "ImageList", "Item", "Listed", "SourceSpec", "Walked", "read_list", "walk"]
 
@@ -77,7 +77,7 @@ def _table(source: str, text: str) -> list[tuple[str, str]]:
 
 def _placed(folder: str, name: str) -> str:
     """Place a path beside its list; a blank at an end of a line belongs to the name only if there is such a file."""
-    if seed_of(name.strip()) is not None:
+    if SOURCES.named_image(name.strip()) is not None:
         return name.strip()
     exact, stripped = (os.path.join(folder, written) for written in (name, name.strip()))
     return exact if exact == stripped or os.path.lexists(exact) else stripped

@@ -1,4 +1,4 @@
-"""What `explainers/` may know of a model: its network, its layers, its photos, its objective."""
+"""The interface of a model that the explainers work with: its network, layers, images and objective."""
 
 from __future__ import annotations
 
@@ -15,25 +15,38 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..data import images as pictures
-from ..data.scenes import generator as scenes
 from ..errors import GradlightError
 from .fingerprint import weights_sha256
 from .layers.discovery import Discovery, Layer, discover
 from .objective import Objective
 from .preprocessing import Preprocess
+from .registry import SOURCES
 from .view import View
 
 __all__ = ["Explainable", "ImageLike", "Layer", "Photo", "View", "as_list", "check_model"]
 
 ImageLike = str | Path | Image.Image | npt.NDArray[Any]
+"""One image as a caller gives it: a path or name, a Pillow image, or an HWC uint8 array."""
 
 
 @dataclass(frozen=True)
 class Photo:
-    """Where a map comes from: the upright original, its checksum, and where the network's pixels lie in it.
+    """The origin of a map: the upright original image, its checksum, and where the network's pixels lie in it.
 
-    path is "" for a picture that was given in memory, and "scenes:SEED" for a generated scene; sha256 is of the file's
-    bytes, or of the picture's.
+    Args:
+        path: The image's path; "" for an image given in memory, "scenes:SEED" for a generated scene.
+        sha256: Checksum of the file's bytes, or of the image's own for an image without a file.
+        width: Width of the upright image, in its pixels.
+        height: Height of the upright image, in its pixels.
+        view: Where the network's pixels lie in the image.
+        held: The image itself where it cannot be read again by its path.
+
+    Example:
+        >>> _, (photo,) = gl.classifier("scenes").read(["scenes:7"])
+        >>> photo.path, photo.width, photo.height
+        ('scenes:7', 160, 160)
+        >>> photo.picture().mode
+        'RGB'
     """
 
     path: str
@@ -44,17 +57,40 @@ class Photo:
     held: Image.Image | None = field(default=None, repr=False, compare=False)
 
     def picture(self) -> Image.Image:
-        """Give the upright photo as an RGB Pillow image, read or drawn again if it is not held in memory."""
+        """Give the upright image, read or drawn again if it is not held in memory.
+
+        Returns:
+            An RGB Pillow image.
+
+        Raises:
+            GradlightError: If the image was given in memory and is gone, or its file cannot be read.
+        """
         if self.held is not None:
             return self.held
         if not self.path:
             raise GradlightError("This picture was given in memory and is not kept in the file; only its maps are.")
-        seed = scenes.seed_of(self.path)
-        return pictures.load(self.path) if seed is None else scenes.draw(seed).image
+        named = SOURCES.named_image(self.path)
+        return pictures.load(self.path) if named is None else named.load()
 
 
 class Explainable(ABC):
-    """A network with everything that is needed to explain it; an adapter for each family derives from it."""
+    """A network with everything that is needed to explain it; each family of models has an adapter derived from it.
+
+    A derived class sets `network`, `name` and `preprocess`, and writes `labels`, `size`, `read`, `objective` and
+    `describe`. Then `gradlight.explain` takes its instances.
+
+    Attributes:
+        network: The network.
+        name: What the model is called in files and messages.
+        preprocess: Brings an image to pixels.
+
+    Example:
+        >>> model = gl.classifier("scenes")
+        >>> model.name, model.size
+        ('scenes', (160, 160))
+        >>> [layer.name for layer in model.stages()]
+        ['layer1', 'layer2', 'layer3', 'layer4']
+    """
 
     network: nn.Module
     name: str
@@ -62,13 +98,13 @@ class Explainable(ABC):
 
     @property
     def trunk(self) -> nn.Module:
-        """The part of the network whose layers lie over the image; their names are its modules'."""
+        """The part of the network whose layers are spatial; layers are named by this module's submodules."""
         return self.network
 
     @property
     @abstractmethod
     def labels(self) -> list[str]:
-        """The names of the classes or words that the network tells apart."""
+        """The names of the network's classes or words."""
 
     @property
     @abstractmethod
@@ -77,16 +113,46 @@ class Explainable(ABC):
 
     @abstractmethod
     def read(self, images: Sequence[ImageLike] | Tensor) -> tuple[Tensor, list[Photo]]:
-        """Bring images to pixels [B,3,H,W] as the network wants them, with a record of each photo."""
+        """Read and preprocess images.
+
+        Args:
+            images: Paths, names, Pillow images or HWC uint8 arrays; or pixels [B,3,H,W], which pass through.
+
+        Returns:
+            The pixels [B,3,H,W] in the network's dtype and on its device, and a record of each image.
+
+        Raises:
+            GradlightError: If something is not an image, or the images of the batch differ in size.
+        """
 
     @abstractmethod
     def objective(self, target: Any) -> Objective:
-        """Make the objective of a target; None is what the network itself says (top class, its caption)."""
+        """Make the objective of a target.
+
+        Args:
+            target: The target; None for the network's own answer (its top class, its caption).
+
+        Returns:
+            The objective.
+
+        Raises:
+            GradlightError: If the target is unknown to the network.
+        """
 
     def word_objective(self, target: Any) -> Objective:
-        """Make the objective of every word of a target apart; raises GradlightError for a network without words."""
+        """Make the objective of each word of a target by itself.
+
+        Args:
+            target: The target, as `objective` takes it.
+
+        Returns:
+            The objective, with one target per word.
+
+        Raises:
+            GradlightError: If the network has no words.
+        """
         raise GradlightError(
-            f"words=True asks for the words of a caption, and {self.name!r} says none. Give a captioner."
+            f"words=True asks for the words of a caption, and {self.name!r} makes no captions. Give a captioner."
         )
 
     @abstractmethod
@@ -94,7 +160,21 @@ class Explainable(ABC):
         """Describe the model in JSON types, for files and cache keys."""
 
     def pixels(self, images: Any) -> Tensor:
-        """Bring paths, Pillow images or HWC uint8 arrays to [B,3,H,W]; such a tensor passes through."""
+        """Preprocess images.
+
+        Args:
+            images: One image or a list: paths, names, Pillow images or HWC uint8 arrays; or pixels [B,3,H,W].
+
+        Returns:
+            Pixels [B,3,H,W] in the network's dtype and on its device.
+
+        Raises:
+            GradlightError: If something is not an image, or the images differ in size.
+
+        Example:
+            >>> gl.classifier("scenes").pixels(["scenes:7", "scenes:8"]).shape
+            torch.Size([2, 3, 160, 160])
+        """
         return self.read(as_list(images))[0]
 
     def cast(self, pixels: Tensor) -> Tensor:
@@ -104,11 +184,25 @@ class Explainable(ABC):
         return pixels.to(device=device, dtype=dtype)
 
     def layers(self, size: tuple[int, int] | None = None) -> list[Layer]:
-        """List every spatial layer in the order of execution, "input" first, for pixels of a size (height, width)."""
+        """List every spatial layer in the order of execution, "input" first.
+
+        Args:
+            size: Height and width of the pixels; None for those of the preprocessing.
+
+        Returns:
+            The layers, with their grids for pixels of this size.
+
+        Raises:
+            GradlightError: If the network does not accept pixels of this size.
+
+        Example:
+            >>> gl.classifier("scenes").layers()[0]
+            Layer(name='input', depth=0, channels=3, size=(160, 160), stride=(1.0, 1.0))
+        """
         return self._discovery(size).layers
 
     def stages(self, size: tuple[int, int] | None = None) -> list[Layer]:
-        """List the last layer at each resolution that has at least two weight layers."""
+        """List the last layer at each resolution that has at least two weight layers; size: as for `layers`."""
         return self._discovery(size).stages
 
     def left_out(self, size: tuple[int, int] | None = None) -> dict[str, str]:
@@ -116,35 +210,64 @@ class Explainable(ABC):
         return self._discovery(size).left_out
 
     def _discovery(self, size: tuple[int, int] | None) -> Discovery:
-        """Find the layers once per size of the pixels; the same noise every time, so that the answer is the same."""
-        known: dict[tuple[int, int], Discovery] = self.__dict__.setdefault("_discovered", {})
+        """Find the layers once per size of the pixels; the noise is the same each time, so that the answer is too."""
+        by_size: dict[tuple[int, int], Discovery] = self.__dict__.setdefault("_discovered", {})
         size = size or self.size
-        if size not in known:
+        if size not in by_size:
             noise = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
-            known[size] = discover(self.trunk, self.cast(noise))
-        return known[size]
+            by_size[size] = discover(self.trunk, self.cast(noise))
+        return by_size[size]
 
     def weights_sha256(self) -> str:
         """Hash every parameter and buffer, with its name, shape and dtype, in the order of `state_dict()`.
 
-        Hashed again only when the weights have changed (`fingerprint.weights_sha256` tells how this is noticed).
+        The checksum is computed again only when the weights have changed; `fingerprint.weights_sha256` says how this
+        is noticed.
+
+        Returns:
+            The SHA-256 as 64 hexadecimal digits.
         """
         return weights_sha256(self.network)
 
 
 def check_model(model: Any) -> None:
-    """Raise GradlightError, with the call that makes one, for what is no model: a bare network, a name."""
+    """Check that a value is a model, not a bare network or a name.
+
+    Args:
+        model: What a caller gave as a model.
+
+    Raises:
+        GradlightError: If it is none; the message holds the call that makes one.
+    """
     if isinstance(model, Explainable):
         return
-    what, call = (repr(model), repr(model)) if isinstance(model, str) else (f"a {type(model).__name__}", "network")
+    what, argument = (repr(model), repr(model)) if isinstance(model, str) else (f"a {type(model).__name__}", "network")
     raise GradlightError(
-        f"A model is what gradlight.classifier or gradlight.captioner gives, not {what}. Wrap it first:"
-        f" gradlight.classifier({call})."
+        f"A model must be made by gradlight.classifier or gradlight.captioner; this is {what}. Wrap it first:"
+        f" gradlight.classifier({argument})."
     )
 
 
 def as_list(images: Any) -> list[ImageLike] | Tensor:
-    """Make a list of one image or several: a path, Pillow image, HWC array, [3,H,W] or [B,3,H,W] tensor, or a list."""
+    """Make a list of one image or several.
+
+    Args:
+        images: A path, Pillow image, HWC array, [3,H,W] or [B,3,H,W] tensor, or an iterable of such.
+
+    Returns:
+        A list of images, or a tensor [B,3,H,W].
+
+    Raises:
+        GradlightError: If the value is no image and no iterable, or tensors differ in shape.
+
+    Example:
+        >>> import torch
+        >>> from gradlight.models.base import as_list
+        >>> as_list("photo.jpg")
+        ['photo.jpg']
+        >>> as_list(torch.zeros(3, 8, 8)).shape
+        torch.Size([1, 3, 8, 8])
+    """
     if isinstance(images, Tensor):
         return images.unsqueeze(0) if images.ndim == 3 else images
     if isinstance(images, (str, Path, Image.Image)):
@@ -153,12 +276,13 @@ def as_list(images: Any) -> list[ImageLike] | Tensor:
         return list(images) if images.ndim == 4 else [images]
     if not isinstance(images, Iterable):
         raise GradlightError(
-            f"Images are a path, a Pillow image, an HWC uint8 array, a tensor [B,3,H,W], or a list; not {images!r}."
+            "Images must be a path, a Pillow image, an HWC uint8 array, a tensor [B,3,H,W], or a list of these; this"
+            f" is {images!r}."
         )
-    found = list(images)
-    if not found or not all(isinstance(image, Tensor) for image in found):
-        return found
-    if len({image.shape for image in found}) > 1:
-        shapes = ", ".join(sorted({str(list(image.shape)) for image in found}))
-        raise GradlightError(f"Tensors of different shapes, {shapes}, form no batch. Explain each alone.")
-    return torch.stack(found)
+    image_list = list(images)
+    if not image_list or not all(isinstance(image, Tensor) for image in image_list):
+        return image_list
+    if len({image.shape for image in image_list}) > 1:
+        shapes = ", ".join(sorted({str(list(image.shape)) for image in image_list}))
+        raise GradlightError(f"Tensors of different shapes, {shapes}, form no batch. Explain them one by one.")
+    return torch.stack(image_list)

@@ -1,4 +1,4 @@
-"""Reading weights from a file, safely, and loading all of them or none."""
+"""Read weights from files safely, and load all of them or none."""
 
 from __future__ import annotations
 
@@ -21,53 +21,87 @@ __all__ = ["PathLike", "load_checkpoint", "open_checkpoint", "read_state"]
 
 PathLike = str | os.PathLike[str]
 
-_NESTS = ("state_dict", "model", "model_state_dict", "state_dict_ema")
+_STATE_KEYS = ("state_dict", "model", "model_state_dict", "state_dict_ema")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
-_LISTED = 8
-_WHOLE = "Get a whole copy of it"
+_MAX_LISTED = 8
+_GET_COMPLETE = "Get a whole copy of it"
 
 
 def load_checkpoint(network: nn.Module, path: PathLike, *, ignore: Sequence[str] = ()) -> None:
-    """Load a checkpoint into a network, strictly: every weight fits, or GradlightError is raised and nothing changes.
+    """Load a checkpoint into a network, strictly: every weight fits, or nothing changes.
 
-    ignore: beginnings of keys that the file may hold beyond the network's (auxiliary classifiers).
+    Args:
+        network: The network.
+        path: A safetensors file or a PyTorch checkpoint.
+        ignore: Prefixes of keys that the file may hold beyond the network's (auxiliary classifiers).
+
+    Raises:
+        GradlightError: If the file cannot be read, or a weight is missing, superfluous or of another shape.
+
+    Example:
+        >>> import safetensors.torch, torch
+        >>> from gradlight.models.checkpoints import load_checkpoint
+        >>> linear = torch.nn.Linear(2, 1)
+        >>> safetensors.torch.save_file({"weight": torch.ones(1, 2), "bias": torch.zeros(1)}, "w.safetensors")
+        >>> load_checkpoint(linear, "w.safetensors")
+        >>> linear.weight.tolist()
+        [[1.0, 1.0]]
     """
     own = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
-    state = _matching(read_state(path), own)
+    state = _without_prefixes(read_state(path), own)
     state = {name: value for name, value in state.items() if name in own or not name.startswith(tuple(ignore))}
     # Batch normalisation did not count its batches before PyTorch 0.4.1, and nothing depends on the count.
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in state if name not in own]
-    shaped = [name for name in state if name in own and state[name].shape != own[name].shape]
-    if missing or unexpected or shaped:
-        raise GradlightError(_report(path, own, state, (missing, unexpected, shaped)))
+    misshapen = [name for name in state if name in own and state[name].shape != own[name].shape]
+    if missing or unexpected or misshapen:
+        raise GradlightError(_format_mismatch(path, own, state, (missing, unexpected, misshapen)))
     network.load_state_dict(state, strict=False)
 
 
 def read_state(path: PathLike) -> dict[str, Tensor]:
-    """Read a state dict from a safetensors file or a PyTorch checkpoint, without executing anything of it.
+    """Read a state dict from a safetensors file or a PyTorch checkpoint, without executing anything in it.
 
     A state dict is also found under "state_dict", "model", "model_state_dict" or "state_dict_ema", in this order.
-    Raises GradlightError for every other file, and names it.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Key → tensor.
+
+    Raises:
+        GradlightError: If the file is of another kind, damaged, or holds no state dict.
     """
     content = open_checkpoint(path)
     while isinstance(content, Mapping):
-        inner = next((content[nest] for nest in _NESTS if isinstance(content.get(nest), Mapping)), None)
+        inner = next((content[key] for key in _STATE_KEYS if isinstance(content.get(key), Mapping)), None)
         if inner is None:
             break
         content = inner
     if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
-        found = f"keys {', '.join(map(repr, list(content)[:_LISTED]))}" if isinstance(content, Mapping) else "no dict"
+        is_mapping = isinstance(content, Mapping)
+        keys = f"keys {', '.join(map(repr, list(content)[:_MAX_LISTED]))}" if is_mapping else "no dict"
         raise GradlightError(
-            f"{format_path(path)}: holds no state dict ({type(content).__name__}: {found}). Save one with"
+            f"{format_path(path)}: holds no state dict ({type(content).__name__}: {keys}). Save one with"
             " torch.save(network.state_dict(), path)."
         )
     return {str(name): value.detach() for name, value in content.items() if isinstance(value, Tensor)}
 
 
 def open_checkpoint(path: PathLike) -> Any:
-    """Open a safetensors file or a PyTorch file of tensors and plain data; raises GradlightError for any other."""
-    start = _beginning(path)
+    """Open a safetensors file, or a PyTorch file of tensors and plain data.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What the file holds.
+
+    Raises:
+        GradlightError: If the file is of another kind or damaged.
+    """
+    start = _first_bytes(path)
     if re.match(rb"\s*<(!doctype|html|\?xml)", start, re.IGNORECASE):
         raise GradlightError(
             f"{format_path(path)}: a web page, perhaps an error page saved in its place. Download it again."
@@ -75,14 +109,14 @@ def open_checkpoint(path: PathLike) -> Any:
     if start.startswith(b"version https://git-lfs"):
         raise GradlightError(f"{format_path(path)}: a Git LFS pointer, not the weights. Run `git lfs pull`.")
     if not start:
-        raise GradlightError(f"{format_path(path)}: an empty file (0 bytes). {_WHOLE}.")
+        raise GradlightError(f"{format_path(path)}: an empty file (0 bytes). {_GET_COMPLETE}.")
     # A safetensors file begins with the length of its JSON header, whatever its name is.
     if os.fspath(path).endswith(".safetensors") or start[8:9] == b"{":
         try:
             return safetensors.torch.load_file(path)
         except (safetensors.SafetensorError, OSError, ValueError) as error:
             raise GradlightError(
-                f"{format_path(path)}: a damaged or truncated safetensors file ({error}). {_WHOLE}."
+                f"{format_path(path)}: a damaged or truncated safetensors file ({error}). {_GET_COMPLETE}."
             ) from error
     try:
         with warnings.catch_warnings():
@@ -90,10 +124,10 @@ def open_checkpoint(path: PathLike) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     # Broken bytes make the unpickler fail in any way: KeyError, EOFError, OSError, struct.error …
     except Exception as error:
-        raise GradlightError(_refusal(path, start, error)) from error
+        raise GradlightError(_format_refusal(path, start, error)) from error
 
 
-def _beginning(path: PathLike) -> bytes:
+def _first_bytes(path: PathLike) -> bytes:
     try:
         with open_regular(path) as stream:
             return stream.read(512)
@@ -103,63 +137,66 @@ def _beginning(path: PathLike) -> bytes:
         raise GradlightError(f"{error}{near}") from error
 
 
-def _refusal(path: PathLike, start: bytes, error: Exception) -> str:
-    words = str(error)
-    if "TorchScript" in words:
+def _format_refusal(path: PathLike, start: bytes, error: Exception) -> str:
+    """Say why torch.load refused a file: TorchScript, other objects than tensors, or damage."""
+    message = str(error)
+    if "TorchScript" in message:
         return (
             f"{format_path(path)}: a TorchScript program, not a state dict, and it was not run. Save one with"
             " torch.save(network.state_dict(), path)."
         )
-    whole = start.startswith((b"PK", b"\x80")) and isinstance(error, pickle.UnpicklingError)
-    if whole and re.search(r"Unsupported (global|class|operand)|GLOBAL", words):
-        thing = re.search(r"(?:GLOBAL|global:? (?:GLOBAL )?)\s*([\w.]+)", words)
+    is_pickle = start.startswith((b"PK", b"\x80")) and isinstance(error, pickle.UnpicklingError)
+    if is_pickle and re.search(r"Unsupported (global|class|operand)|GLOBAL", message):
+        name = re.search(r"(?:GLOBAL|global:? (?:GLOBAL )?)\s*([\w.]+)", message)
         return (
-            f"{format_path(path)}: the file holds more than tensors{f' ({thing[1]})' if thing else ''}, and was not opened,"
-            " because opening such a file can run programs. If you trust its source, keep only the weights:"
+            f"{format_path(path)}: the file holds more than tensors{f' ({name[1]})' if name else ''}, and was not"
+            " opened, because opening such a file can run programs. If you trust its source, keep only the weights:"
             ' torch.save(torch.load(path, weights_only=False)["state_dict"], new_path).'
         )
-    detail = words.splitlines()[0] if words and len(words) < 200 else type(error).__name__
-    return f"{format_path(path)}: not a checkpoint, or damaged or truncated ({detail}). {_WHOLE}."
+    detail = message.splitlines()[0] if message and len(message) < 200 else type(error).__name__
+    return f"{format_path(path)}: not a checkpoint, or damaged or truncated ({detail}). {_GET_COMPLETE}."
 
 
-def _matching(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take away the prefixes of wrappers (DataParallel, compile, Lightning) as long as more keys match then."""
+def _without_prefixes(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Remove the prefixes of wrappers (DataParallel, compile, Lightning) as long as more keys match then."""
     while True:
-        known = sum(name in own for name in state)
+        matches = sum(name in own for name in state)
         shorter = [{name.removeprefix(prefix): value for name, value in state.items()} for prefix in _PREFIXES]
         best = max(shorter, key=lambda candidate: sum(name in own for name in candidate))
         nested = next((s for s, p in zip(shorter, _PREFIXES, strict=True) if all(n.startswith(p) for n in state)), None)
-        if sum(name in own for name in best) > known:
+        if sum(name in own for name in best) > matches:
             state = best
-        elif known == 0 and nested:
+        elif matches == 0 and nested:
             state = nested
         else:
             return state
 
 
-def _report(
+def _format_mismatch(
     path: PathLike,
     own: Mapping[str, Tensor],
     state: Mapping[str, Tensor],
     problems: tuple[list[str], list[str], list[str]],
 ) -> str:
-    missing, unexpected, shaped = problems
-    parts = [f"{format_path(path)}: does not fit this network, and nothing was loaded."]
-    parts += _listed("missing from the file", [f"{n} {list(own[n].shape)}" for n in missing])
-    parts += _listed("not in the network", [f"{n} {list(state[n].shape)}" for n in unexpected])
-    both = [f"{n} {list(state[n].shape)} in the file, {list(own[n].shape)} in the network" for n in shaped]
-    parts += _listed("of another shape", both)
-    classes = {state[n].shape[0] if state[n].ndim else 0 for n in shaped}
-    head = all(state[n].shape[1:] == own[n].shape[1:] for n in shaped)
-    if shaped and not missing and not unexpected and head and len(classes) == 1:
-        parts.append(f"Only the head differs: give labels= the names of the file's {classes.pop()} classes.")
+    """Say which weights of a file do not fit a network, and what to do."""
+    missing, unexpected, misshapen = problems
+    sentences = [f"{format_path(path)}: does not fit this network, and nothing was loaded."]
+    sentences += _format_list("missing from the file", [f"{n} {list(own[n].shape)}" for n in missing])
+    sentences += _format_list("not in the network", [f"{n} {list(state[n].shape)}" for n in unexpected])
+    both = [f"{n} {list(state[n].shape)} in the file, {list(own[n].shape)} in the network" for n in misshapen]
+    sentences += _format_list("of another shape", both)
+    class_counts = {state[n].shape[0] if state[n].ndim else 0 for n in misshapen}
+    is_head = all(state[n].shape[1:] == own[n].shape[1:] for n in misshapen)
+    if misshapen and not missing and not unexpected and is_head and len(class_counts) == 1:
+        count = class_counts.pop()
+        sentences.append(f"Only the head differs: give labels= the names of the file's {count} classes.")
     else:
-        parts.append("Check that the checkpoint was made with this architecture.")
-    return " ".join(parts)
+        sentences.append("Check that the checkpoint was made with this architecture.")
+    return " ".join(sentences)
 
 
-def _listed(what: str, entries: Sequence[str]) -> list[str]:
+def _format_list(what: str, entries: Sequence[str]) -> list[str]:
     if not entries:
         return []
-    more = f", and {len(entries) - _LISTED} more" if len(entries) > _LISTED else ""
-    return [f"{len(entries)} {what}: {', '.join(entries[:_LISTED])}{more}."]
+    more = f", and {len(entries) - _MAX_LISTED} more" if len(entries) > _MAX_LISTED else ""
+    return [f"{len(entries)} {what}: {', '.join(entries[:_MAX_LISTED])}{more}."]

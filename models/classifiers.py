@@ -1,4 +1,4 @@
-"""Classifiers: of timm, of torchvision, the bundled one of the scenes, or any module that ends in logits."""
+"""Classifiers: of timm, torchvision and transformers, of registered sources ("scenes"), or any module with logits."""
 
 from __future__ import annotations
 
@@ -13,29 +13,118 @@ from ..errors import GradlightError, nearest
 from .base import Explainable, ImageLike, Photo, as_list
 from .checkpoints import PathLike, load_checkpoint
 from .class_objective import ClassLabels, ClassObjective, Output, parse
-from .huggingface import found_classifier, is_hub_source, is_multi_label, named_classifier, own_preprocess
+from .huggingface import classifier_from_module, classifier_from_name, is_hub_source, is_multi_label, own_preprocess
 from .images import read_images, read_pixels
-from .preprocessing import IMAGENET, Preprocess, Preprocessing
+from .preprocessing import IMAGENET, Preprocess
 from .preserve import Device, check_explainable, preserved, to_device, unwrapped
-from .zoo import LIBRARIES, LoadedNetwork, sources
+from .registry import SOURCES, LoadedNetwork
+from .zoo import LIBRARIES, sources
 
 __all__ = ["Classifier", "Prediction", "classifier"]
 
-_AT_ONCE = 16
+_BATCH_SIZE = 16
+
+
+def classifier(
+    source: str | nn.Module,
+    *,
+    pretrained: bool = True,
+    checkpoint: PathLike | None = None,
+    labels: Sequence[str] | None = None,
+    preprocess: Callable[[Image.Image], Any] | None = None,
+    device: Device = None,
+    output: Output = None,
+    multi_label: bool = False,
+) -> Classifier:
+    """Make a classifier that can be explained.
+
+    A network made by name gets its library's preprocessing and labels, is in eval mode, and goes to a GPU if there is
+    one. A module stays as it is: it keeps its device, and its pixels are resized to 256, cropped to 224 and normalised
+    for ImageNet; torch.compile, DataParallel and DDP wrappers are taken off. A network that takes more than an image
+    needs a module around it, with `def forward(self, pixels): return self.network(pixels, self.other)`.
+
+    Args:
+        source: "timm/NAME", "torchvision/NAME", "transformers/NAME_OR_FOLDER", the bundled "scenes", a name that a
+            plug-in registers, or any module whose output holds logits. A module of transformers brings its labels and
+            image processor.
+        pretrained: Load the published weights of a named network; False leaves them random.
+        checkpoint: A file of weights to load instead of a download.
+        labels: The names of the classes; for timm and torchvision their number makes the head.
+        preprocess: A callable from an RGB Pillow image to a tensor [3,H,W], or an image processor of transformers.
+        device: Where to move the network; None as described above.
+        output: The key, position or attribute of the logits in the network's output; None to search for them.
+        multi_label: Whether the classes do not exclude one another (sigmoid instead of softmax).
+
+    Returns:
+        The classifier.
+
+    Raises:
+        GradlightError: If the source is unknown, weights cannot be downloaded or do not fit, no gradient can pass
+            through the network, or an argument is wrong.
+
+    Example:
+        >>> model = gl.classifier("scenes")
+        >>> model.labels[:3]
+        ['circle', 'square', 'triangle']
+        >>> gl.explain(model, "scenes:7", "circle").layers
+        ['layer1', 'layer2', 'layer3', 'layer4']
+    """
+    class_names = _check_labels(labels)
+    record: dict[str, Any] = {"checkpoint": None if checkpoint is None else str(checkpoint), "pretrained": None}
+    if isinstance(source, nn.Module):
+        network = unwrapped(source)
+        if checkpoint is not None:
+            load_checkpoint(network, checkpoint)
+        check_explainable(network)
+        loaded = classifier_from_module(network, class_names)
+        loaded = loaded or LoadedNetwork(network, class_names, IMAGENET, type(network).__module__, "")
+        name = type(network).__name__
+    else:
+        # Weights made under the caller's inference_mode could never be differentiated.
+        with torch.inference_mode(False):
+            loaded, name = _load_by_name(source, pretrained, checkpoint, class_names), source
+        loaded.network.eval()
+        record["pretrained"] = pretrained and checkpoint is None
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device is not None:
+        to_device(loaded.network, device)
+    return Classifier(
+        loaded.network,
+        own_preprocess(preprocess) if preprocess is not None else loaded.preprocessing,
+        name=name,
+        labels=loaded.labels,
+        multi_label=multi_label or loaded.multi_label or is_multi_label(loaded.network),
+        output=output,
+        record={"library": loaded.library, "version": loaded.version, **record},
+    )
 
 
 class Prediction(NamedTuple):
-    """What a classifier says about an image: a class, how probable it finds it (0…1), and its index."""
+    """One class that a classifier predicts: its name, its probability (0…1) and its index."""
 
     label: str
     probability: float
-    index: int  # type: ignore[assignment]  # the field's own word, and nobody looks for a value in a prediction
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs for a prediction
 
 
 class Classifier(Explainable):
-    """A network whose answer is one logit for each class.
+    """A network whose output is one logit per class.
 
-    record: what `describe` says of its origin. labels may be None: class_0, class_1 … as many as the network has.
+    Args:
+        network: The network; its output holds logits [B,C].
+        preprocess: Brings an image to pixels.
+        name: What the model is called in files and messages.
+        labels: The names of the classes; None for class_0, class_1 … as many as the network has.
+        multi_label: Whether the classes do not exclude one another.
+        output: Where the logits are in the network's output; None to search for them.
+        record: What `describe` says of the network's origin.
+
+    Example:
+        >>> from torch import nn
+        >>> from gradlight.models.preprocessing import IMAGENET
+        >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> Classifier(network, IMAGENET, name="tiny").labels
+        ['class_0', 'class_1', 'class_2', 'class_3']
     """
 
     def __init__(
@@ -54,16 +143,16 @@ class Classifier(Explainable):
         self.name = name
         self.multi_label = multi_label
         self.output = output
-        self._names = ClassLabels(labels)
+        self._class_labels = ClassLabels(labels)
         self._record = dict(record or {})
 
     @property
     def labels(self) -> list[str]:
-        """The names of the classes; the network is run once where nobody has said how many there are."""
-        if self._names.names is None:
+        """The names of the classes; the network is run once if their number is unknown."""
+        if self._class_labels.names is None:
             with preserved(self.network), torch.no_grad():
                 self.objective(None).outputs(self.cast(torch.zeros(1, 3, *self.size)))
-        return list(self._names.names or [])
+        return list(self._class_labels.names or [])
 
     @property
     def size(self) -> tuple[int, int]:
@@ -71,9 +160,16 @@ class Classifier(Explainable):
         return self.preprocess.size
 
     def read(self, images: Sequence[ImageLike] | Tensor) -> tuple[Tensor, list[Photo]]:
-        """Bring images to pixels [B,3,H,W] in the network's dtype and on its device, with a record of each photo.
+        """Read and preprocess images.
 
-        A floating-point tensor [B,3,H,W] passes through. Raises GradlightError for what is not an image.
+        Args:
+            images: Paths, names, Pillow images or HWC uint8 arrays; a floating-point tensor [B,3,H,W] passes through.
+
+        Returns:
+            Pixels [B,3,H,W] in the network's dtype and on its device, and a record of each image.
+
+        Raises:
+            GradlightError: If something is not an image, or the images differ in size.
         """
         if isinstance(images, Tensor):
             pixels, photos = images, read_pixels(images, self.preprocess)
@@ -82,21 +178,52 @@ class Classifier(Explainable):
         return self.cast(pixels), photos
 
     def objective(self, target: Any = None) -> ClassObjective:
-        """Make the objective of a target: an index, label, "top", "top5", "min", or lists of them (`targets.parse`)."""
+        """Make the objective of a target.
+
+        Args:
+            target: An index, label, "top", "top5", "min", or lists of these, as `class_objective.parse` reads them.
+
+        Returns:
+            The objective: pixels → logits of the target.
+
+        Raises:
+            GradlightError: If the target is unknown.
+
+        Example:
+            >>> model = gl.classifier("scenes")
+            >>> model.objective("star")(model.pixels("scenes:7")).shape
+            torch.Size([1, 1])
+        """
         return ClassObjective(
-            self.network, self._names, parse(target), multi_label=self.multi_label, output=self.output
+            self.network, self._class_labels, parse(target), multi_label=self.multi_label, output=self.output
         )
 
     def predict(self, images: Any, top: int = 5) -> list[list[Prediction]]:
-        """Predict the `top` most probable classes of each image, in eval mode: softmax, or sigmoid if multi-label."""
+        """Predict the most probable classes of each image, in eval mode: softmax, or sigmoid if multi-label.
+
+        Args:
+            images: One image or a list, as `pixels` takes them.
+            top: How many classes per image.
+
+        Returns:
+            For each image its predictions, the most probable first.
+
+        Raises:
+            GradlightError: If something is not an image, or `top` is no positive whole number.
+
+        Example:
+            >>> (first, *_), = gl.classifier("scenes").predict("scenes:7")
+            >>> 0 <= first.probability <= 1
+            True
+        """
         if isinstance(top, bool) or not isinstance(top, int) or top < 1:
             raise GradlightError(f"top={top!r} must be a whole number of classes, 1 or more.")
-        found = as_list(images)
+        image_list = as_list(images)
         predictions: list[list[Prediction]] = []
         objective = self.objective(None)
         with preserved(self.network), torch.no_grad():
-            for start in range(0, max(len(found), 1), _AT_ONCE):
-                logits = objective.outputs(self.read(found[start : start + _AT_ONCE])[0])
+            for start in range(0, max(len(image_list), 1), _BATCH_SIZE):
+                logits = objective.outputs(self.read(image_list[start : start + _BATCH_SIZE])[0])
                 predictions += self._predictions(logits, top)
         return predictions
 
@@ -105,7 +232,7 @@ class Classifier(Explainable):
         return {
             "name": self.name,
             **self._record,
-            "num_classes": None if self._names.names is None else len(self._names.names),
+            "num_classes": None if self._class_labels.names is None else len(self._class_labels.names),
             "multi_label": self.multi_label,
             "output": self.output,
             "preprocessing": self.preprocess.to_json(),
@@ -118,105 +245,47 @@ class Classifier(Explainable):
             yield [Prediction(labels[i], float(row[i]), i) for i in order[:top].tolist()]
 
 
-def classifier(
-    source: str | nn.Module,
-    *,
-    pretrained: bool = True,
-    checkpoint: PathLike | None = None,
-    labels: Sequence[str] | None = None,
-    preprocess: Callable[[Image.Image], Any] | None = None,
-    device: Device = None,
-    output: Output = None,
-    multi_label: bool = False,
-) -> Classifier:
-    """Make a classifier of "timm/NAME", "torchvision/NAME", the bundled "scenes", or any module that ends in logits.
-
-    "transformers/NAME_OR_FOLDER", and a module of that library, bring their labels and image processor along.
-
-    A named network gets its library's preprocessing and labels, eval mode, and a GPU if there is one. A module stays
-    as it is: it is not moved unless a device is given, and its pixels are resized to 256, cropped to 224 and
-    normalised for ImageNet unless there is a `preprocess`: a callable from an RGB Pillow image to a tensor [3,H,W].
-    torch.compile, DataParallel and DDP are taken off it. One that takes more than an image needs a module around it,
-    with `def forward(self, pixels): return self.network(pixels, self.other)`.
-    checkpoint: a file of weights, instead of a download. labels: the classes' names; for timm and torchvision their
-    number makes the head. output: the key, position or attribute of the logits in the network's answer. multi_label:
-    the classes do not exclude one another.
-    """
-    named = _checked_labels(labels)
-    record: dict[str, Any] = {"checkpoint": None if checkpoint is None else str(checkpoint), "pretrained": None}
-    if isinstance(source, nn.Module):
-        source = unwrapped(source)
-        if checkpoint is not None:
-            load_checkpoint(source, checkpoint)
-        check_explainable(source)
-        found = found_classifier(source, named) or LoadedNetwork(source, named, IMAGENET, type(source).__module__, "")
-        name = type(source).__name__
-    else:
-        # Weights made under the caller's inference_mode could never be differentiated.
-        with torch.inference_mode(False):
-            found, name = _named(source, pretrained, checkpoint, named), source
-        found.network.eval()
-        record["pretrained"] = pretrained and checkpoint is None
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device is not None:
-        to_device(found.network, device)
-    return Classifier(
-        found.network,
-        own_preprocess(preprocess) if preprocess is not None else found.preprocessing,
-        name=name,
-        labels=found.labels,
-        multi_label=multi_label or source == "scenes" or is_multi_label(found.network),
-        output=output,
-        record={"library": found.library, "version": found.version, **record},
-    )
-
-
-def _named(source: Any, pretrained: bool, checkpoint: PathLike | None, labels: Sequence[str] | None) -> LoadedNetwork:
+def _load_by_name(
+    source: Any, pretrained: bool, checkpoint: PathLike | None, labels: Sequence[str] | None
+) -> LoadedNetwork:
+    """Build a network of a library or of a registered source."""
     if not isinstance(source, str):
         program = isinstance(source, torch.export.ExportedProgram)
         hint = " An exported program has no layers any more; give the network that was exported." if program else ""
         raise GradlightError(
-            f'{type(source).__name__} is not a classifier: give "timm/NAME", "torchvision/NAME", "scenes" or a'
-            f" torch.nn.Module.{hint}"
+            f"{type(source).__name__} is not a classifier: give {_source_kinds()} or a torch.nn.Module.{hint}"
         )
-    if source == "scenes":
-        return _scenes(pretrained, checkpoint, labels)
     library, _, name = source.partition("/")
     if is_hub_source(source) and name:
-        return named_classifier(name, pretrained=pretrained, checkpoint=checkpoint, labels=labels)
+        return classifier_from_name(name, pretrained=pretrained, checkpoint=checkpoint, labels=labels)
     if library in LIBRARIES and name:
         return LIBRARIES[library](name, pretrained=pretrained, checkpoint=checkpoint, labels=labels)
-    everything = sources()
-    same = [full for full in everything if full.partition("/")[2] == source != ""]
-    near = f" Did you mean {' or '.join(map(repr, same))}?" if same else nearest(source, everything)
+    open_registered = SOURCES.classifier_opener(source)
+    if open_registered is not None:
+        return open_registered(pretrained=pretrained, checkpoint=checkpoint, labels=labels)
+    every_name = sources()
+    same = [full for full in every_name if full.partition("/")[2] == source != ""]
+    near = f" Did you mean {' or '.join(map(repr, same))}?" if same else nearest(source, every_name)
     raise GradlightError(
-        f'There is no classifier {source!r}.{near} A source is "timm/NAME", "torchvision/NAME", "transformers/NAME",'
-        ' "scenes" or a torch.nn.Module; the weights of your own network go into checkpoint=.'
+        f"There is no classifier {source!r}.{near} A source must be {_source_kinds()} or a torch.nn.Module; the weights"
+        " of your own network go into checkpoint=."
     )
 
 
-def _scenes(pretrained: bool, checkpoint: PathLike | None, labels: Sequence[str] | None) -> LoadedNetwork:
-    from .. import __version__
-    from ..data.scenes.generator import CLASSES
-    from .scenes import classifier as scenes
-
-    if labels is not None and len(labels) != len(CLASSES):
-        raise GradlightError(f"The scenes have {len(CLASSES)} classes, but labels= names {len(labels)}.")
-    network = scenes.load_bundled() if pretrained and checkpoint is None else scenes.build()
-    if checkpoint is not None:
-        load_checkpoint(network, checkpoint)
-    size = (scenes.SIZE, scenes.SIZE)
-    steps = Preprocessing(size=size, resize=size, mean=scenes.MEAN, std=scenes.STD)
-    return LoadedNetwork(network, list(labels or CLASSES), steps, "gradlight", __version__)
+def _source_kinds() -> str:
+    """List what a source can be, for errors."""
+    named = ["timm/NAME", "torchvision/NAME", "transformers/NAME", *SOURCES.classifier_names()]
+    return ", ".join(f'"{name}"' for name in named)
 
 
-def _checked_labels(labels: Any) -> list[str] | None:
+def _check_labels(labels: Any) -> list[str] | None:
+    """Give the caller's labels as a list; raise GradlightError if they are none."""
     if labels is None:
         return None
     if isinstance(labels, (str, bytes)) or not isinstance(labels, Sequence):
         raise GradlightError(f"labels= must be a list of names, one for each class; it is {type(labels).__name__}.")
     wrong = [label for label in labels if not isinstance(label, str)]
     if wrong or not labels:
-        found = f"it holds {wrong[0]!r}" if wrong else "it is empty"
-        raise GradlightError(f"labels= must be a list of names, one for each class; {found}.")
+        problem = f"it holds {wrong[0]!r}" if wrong else "it is empty"
+        raise GradlightError(f"labels= must be a list of names, one for each class; {problem}.")
     return list(labels)

@@ -1,4 +1,4 @@
-"""Whatever somebody calls an image, brought to pixels and a record of where they come from."""
+"""Reading images of any kind (path, name, Pillow image, array, tensor) into pixels, with a record of their origin."""
 
 from __future__ import annotations
 
@@ -14,42 +14,69 @@ from PIL import Image
 from torch import Tensor
 
 from ..data import images as pictures
-from ..data.scenes import generator as scenes
 from ..errors import GradlightError
 from .base import ImageLike, Photo
 from .preprocessing import Preprocess
+from .registry import SOURCES
 from .view import View
 
 __all__ = ["read_images", "read_pixels"]
 
 
 def read_images(images: Sequence[ImageLike], preprocess: Preprocess) -> tuple[Tensor, list[Photo]]:
-    """Read paths, scenes' names, Pillow images and HWC uint8 arrays: preprocessed pixels [B,3,H,W], and their photos.
+    """Read and preprocess images.
 
-    A Pillow image of any mode becomes RGB, upright by its EXIF orientation, with transparency over white. Raises
-    GradlightError for what is not an image, and where the pixels of one batch differ in size.
+    A Pillow image of any mode becomes RGB, upright by its EXIF orientation, with transparency over white.
+
+    Args:
+        images: Paths, names of registered image schemes ("scenes:7"), Pillow images or HWC uint8 arrays.
+        preprocess: Brings one upright RGB image to pixels.
+
+    Returns:
+        Pixels [B,3,H,W], and a record of each image.
+
+    Raises:
+        GradlightError: If something is not an image, or the pixels differ in size.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradlight.models.images import read_images
+        >>> from gradlight.models.preprocessing import IMAGENET
+        >>> pixels, photos = read_images([np.zeros((300, 200, 3), np.uint8)], IMAGENET)
+        >>> pixels.shape, photos[0].height
+        (torch.Size([1, 3, 224, 224]), 300)
     """
     if not images:
         raise GradlightError("There are no images: the list is empty. Give at least one path, Pillow image or array.")
-    pixels: list[Tensor] = []
+    batch: list[Tensor] = []
     photos: list[Photo] = []
     for number, image in enumerate(images):
         path, checksum, picture = _open(image)
-        one, view = preprocess(picture)
-        if pixels and one.shape != pixels[0].shape:
+        pixels, view = preprocess(picture)
+        if batch and pixels.shape != batch[0].shape:
             raise GradlightError(
-                f"The preprocessing gives pixels of different sizes: {list(pixels[0].shape)} for image 0 and"
-                f" {list(one.shape)} for image {number}{f' ({path})' if path else ''}. One batch needs one size: give"
-                " the images one at a time, or a preprocess= that crops."
+                f"The preprocessing gives pixels of different sizes: {list(batch[0].shape)} for image 0 and"
+                f" {list(pixels.shape)} for image {number}{f' ({path})' if path else ''}. One batch needs one size:"
+                " give the images one at a time, or a preprocess= that crops."
             )
-        held = None if path else picture
-        pixels.append(one)
-        photos.append(Photo(path, checksum, picture.width, picture.height, view, held))
-    return torch.stack(pixels), photos
+        batch.append(pixels)
+        photos.append(Photo(path, checksum, picture.width, picture.height, view, None if path else picture))
+    return torch.stack(batch), photos
 
 
 def read_pixels(pixels: Tensor, preprocess: Preprocess) -> list[Photo]:
-    """Make the photos of pixels [B,3,H,W] that are given as a tensor: the pixels themselves, made visible again."""
+    """Make the records of pixels that are given as a tensor: their images are the pixels, without the normalisation.
+
+    Args:
+        pixels: [B,3,H,W], floating-point, normalised as the network expects.
+        preprocess: Undoes the normalisation.
+
+    Returns:
+        A record of each image.
+
+    Raises:
+        GradlightError: If the tensor has another shape, or integers.
+    """
     if pixels.ndim != 4 or pixels.shape[1] != 3 or 0 in pixels.shape:
         raise GradlightError(f"A tensor of pixels must be [B,3,H,W]; this one is {list(pixels.shape)}.")
     if not pixels.is_floating_point():
@@ -58,32 +85,40 @@ def read_pixels(pixels: Tensor, preprocess: Preprocess) -> list[Photo]:
             f" is {str(pixels.dtype).removeprefix('torch.')}. Give 0…255 pictures as HWC uint8 arrays instead."
         )
     photos = []
-    for one in pixels:
-        picture = preprocess.denormalise(one)
+    for image_pixels in pixels:
+        picture = preprocess.denormalise(image_pixels)
         view = View.whole(picture.size, (picture.height, picture.width))
         photos.append(Photo("", _checksum(picture), picture.width, picture.height, view, picture))
     return photos
 
 
 def _open(image: Any) -> tuple[str, str, Image.Image]:
-    """Give the path or scene's name ("" for none), the picture's checksum (or that of its file) and the picture."""
+    """Give the path or name ("" for none), the checksum of the image or its file, and the image."""
     if isinstance(image, (str, Path)):
         path = os.fspath(image)
-        seed = scenes.seed_of(path)
-        if seed is None:
-            picture = pictures.load(path)
-            return path, pictures.sha256(path), picture
-        return _summed(scenes.name(seed), scenes.draw(seed).image)
+        named = SOURCES.named_image(path)
+        return _open_file(path) if named is None else _with_checksum(named.name, named.load())
     if isinstance(image, Image.Image):
-        return _summed("", pictures.upright(image))
+        return _with_checksum("", pictures.upright(image))
     if isinstance(image, np.ndarray):
-        return _summed("", _from_array(image))
+        return _with_checksum("", _from_array(image))
     if isinstance(image, Tensor):
         raise GradlightError("A list mixes tensors with other images. Give one tensor [B,3,H,W], or no tensor at all.")
     raise GradlightError(
         f"{type(image).__name__} is not an image: give a path, a Pillow image, an HWC uint8 array, or a tensor"
         " [B,3,H,W]."
     )
+
+
+def _open_file(path: str) -> tuple[str, str, Image.Image]:
+    try:
+        picture = pictures.load(path)
+    except GradlightError as error:
+        hint = SOURCES.scheme_hint(path)
+        if not hint:
+            raise
+        raise GradlightError(f"{error}{hint}") from error
+    return path, pictures.sha256(path), picture
 
 
 def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
@@ -99,7 +134,7 @@ def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _summed(path: str, picture: Image.Image) -> tuple[str, str, Image.Image]:
+def _with_checksum(path: str, picture: Image.Image) -> tuple[str, str, Image.Image]:
     return path, _checksum(picture), picture
 
 

@@ -1,4 +1,4 @@
-"""Somebody else's preprocessing: where it puts the photo is found by measuring, with pictures of known ramps."""
+"""Preprocessing by a caller's own function: its view is measured with pictures of known grey ramps."""
 
 from __future__ import annotations
 
@@ -17,18 +17,29 @@ from .view import View
 
 __all__ = ["MeasuredPreprocessing"]
 
-_SMALLEST = 16
+_SHORTEST_SIDE = 16
 Box = tuple[float, float, float, float]
 
 
 class MeasuredPreprocessing:
-    """Wrap a callable (upright RGB Pillow image -> float tensor [3,H,W]) and measure the view of its pixels.
+    """Wrap a callable and measure the view of its pixels.
 
     For each size of photo, five pictures of that size go through the callable once: black, white, a grey ramp from
     left to right (twice, to notice what is random), and one from top to bottom. Black and white undo the
-    normalisation; the ramps then tell each pixel's place in the photo, and a straight line is fitted to the places.
+    normalisation; the ramps then give each pixel's coordinates in the photo, and a straight line is fitted to them.
     Where the fit is bad (rotation, random crops, contrast stretching, photos below 16 pixels), the pixels are taken
     for the whole photo, with a GradlightWarning.
+
+    Args:
+        function: An upright RGB Pillow image → a float tensor [3,H,W].
+
+    Example:
+        >>> from torchvision import transforms
+        >>> from gradlight.models.measured_preprocessing import MeasuredPreprocessing
+        >>> crop = transforms.Compose([transforms.CenterCrop(64), transforms.ToTensor()])
+        >>> _, view = MeasuredPreprocessing(crop)(Image.new("RGB", (128, 96)))
+        >>> [round(edge) for edge in view.box]
+        [32, 16, 96, 80]
     """
 
     def __init__(self, function: Callable[[Image.Image], Any]) -> None:
@@ -36,12 +47,22 @@ class MeasuredPreprocessing:
         self._boxes: dict[tuple[tuple[int, int], tuple[int, int]], Box | None] = {}
 
     def __call__(self, photo: Image.Image) -> tuple[Tensor, View]:
-        """Run the callable on an upright RGB picture and give its pixels [3,H,W], with the measured view."""
+        """Run the callable on one photo.
+
+        Args:
+            photo: An upright RGB picture.
+
+        Returns:
+            Its pixels [3,H,W], and the measured view.
+
+        Raises:
+            GradlightError: If the callable gives no such tensor.
+        """
         pixels = self._run(photo)
         size, orientation = (pixels.shape[1], pixels.shape[2]), photo.info.get("orientation", 1)
         key = (photo.size, size)
         if key not in self._boxes:
-            self._boxes[key] = self._box(photo.size, size)
+            self._boxes[key] = self._box_or_warning(photo.size, size)
         box = self._boxes[key]
         if box is None:
             return pixels, View.whole(photo.size, size, orientation)
@@ -54,34 +75,34 @@ class MeasuredPreprocessing:
         return height, width
 
     def denormalise(self, pixels: Tensor) -> Image.Image:
-        """Show pixels [3,H,W] as a picture of their own size."""
+        """Turn pixels [3,H,W] into a picture of their own size."""
         size = (pixels.shape[2], pixels.shape[1])
         black, white = (self._run(Image.new("RGB", size, shade)).flatten(1).double() for shade in ("black", "white"))
         low, high = (shade.median(1).values.reshape(3, 1, 1) for shade in (black, white))
         return picture_of((pixels.detach().double().cpu() - low) / (high - low))
 
     def to_json(self) -> dict[str, Any]:
-        """Describe the callable: its own words where they do not change from run to run, else its name."""
+        """Describe the callable by its repr where that does not change from run to run, else by its name."""
         name = getattr(self.function, "__qualname__", type(self.function).__qualname__)
-        words = repr(self.function)
-        return {"callable": name if " at 0x" in words else words}
+        text = repr(self.function)
+        return {"callable": name if " at 0x" in text else text}
 
     def _run(self, photo: Image.Image) -> Tensor:
         pixels = self.function(photo)
         if not isinstance(pixels, Tensor) or pixels.ndim != 3 or pixels.shape[0] != 3:
-            found = f"a tensor {list(pixels.shape)}" if isinstance(pixels, Tensor) else type(pixels).__name__
+            result = f"a tensor {list(pixels.shape)}" if isinstance(pixels, Tensor) else type(pixels).__name__
             raise GradlightError(
-                f"preprocess= must bring an RGB Pillow image to a tensor [3,H,W]; it gave {found}. End it with ToTensor"
-                " and Normalize, or wrap it in a function that takes the one image out of a batch."
+                f"preprocess= must bring an RGB Pillow image to a tensor [3,H,W]; it gave {result}. End it with"
+                " ToTensor and Normalize, or wrap it in a function that takes the one image out of a batch."
             )
         return pixels.detach().cpu()
 
-    def _box(self, photo: tuple[int, int], size: tuple[int, int]) -> Box | None:
-        found = self._measure(photo, size)
-        if not isinstance(found, str):
-            return found
+    def _box_or_warning(self, photo: tuple[int, int], size: tuple[int, int]) -> Box | None:
+        box = self._measure(photo, size)
+        if not isinstance(box, str):
+            return box
         warnings.warn(
-            f"Where preprocess= puts a photo of {photo[0]} x {photo[1]} pixels could not be measured ({found}); its"
+            f"Where preprocess= puts a photo of {photo[0]} x {photo[1]} pixels could not be measured ({box}); its"
             " maps are laid over the whole photo.",
             GradlightWarning,
             stacklevel=2,
@@ -90,18 +111,18 @@ class MeasuredPreprocessing:
 
     def _measure(self, photo: tuple[int, int], size: tuple[int, int]) -> Box | str:
         """Measure the box, or say why it cannot be measured."""
-        if min(photo) < _SMALLEST:
-            return f"a side is shorter than {_SMALLEST} pixels"
-        across = _ramp(*photo)
-        down = _ramp(photo[1], photo[0]).transpose(Image.Transpose.TRANSPOSE)
+        if min(photo) < _SHORTEST_SIDE:
+            return f"a side is shorter than {_SHORTEST_SIDE} pixels"
+        rightwards = _ramp(*photo)
+        downwards = _ramp(photo[1], photo[0]).transpose(Image.Transpose.TRANSPOSE)
         shades = [Image.new("RGB", photo, shade) for shade in ("black", "white")]
-        runs = [self._run(picture).double() for picture in (*shades, across, down, across)]
+        runs = [self._run(picture).double() for picture in (*shades, rightwards, downwards, rightwards)]
         if any(run.shape[1:] != size for run in runs) or not torch.equal(runs[2], runs[4]):
-            return "it does not do the same each time"
+            return "it does not give the same pixels each time"
         black, white = runs[:2]
         span = white - black
-        known = span.abs() >= 0.99 * span.abs().amax((1, 2), keepdim=True).clamp(min=1e-6)
-        levels = [((run - black) / span).where(known, torch.nan).nanmean(0) for run in runs[2:4]]
+        of_photo = span.abs() >= 0.99 * span.abs().amax((1, 2), keepdim=True).clamp(min=1e-6)
+        levels = [((run - black) / span).where(of_photo, torch.nan).nanmean(0) for run in runs[2:4]]
         horizontal = _fit(levels[0], photo[0])
         vertical = _fit(levels[1].T, photo[1])
         if horizontal is None or vertical is None:
@@ -128,16 +149,16 @@ def _fit(levels: Tensor, length: int) -> tuple[float, float] | None:
     Returns the coordinates of the two outer edges, or None if a straight line does not describe them.
     """
     rows, columns = levels.shape
-    places = levels * length
+    coordinates = levels * length
     # Resizing bends a ramp near the photo's edges, where the filter reaches beyond it.
     margin = min(2 + 3 * length / columns, length / 4)
-    inside = (places > margin) & (places < length - margin)
+    inside = (coordinates > margin) & (coordinates < length - margin)
     y, x = torch.nonzero(inside, as_tuple=True)
     if x.numel() < 4 or x.min() == x.max():
         return None
     grid = torch.stack([torch.ones(x.numel(), dtype=torch.float64), x + 0.5, y - y.double().mean()], 1)
-    line = torch.linalg.lstsq(grid, places[inside].unsqueeze(1), driver="gelsd").solution[:, 0]
-    error = (grid @ line - places[inside]).square().mean().sqrt()
+    line = torch.linalg.lstsq(grid, coordinates[inside].unsqueeze(1), driver="gelsd").solution[:, 0]
+    error = (grid @ line - coordinates[inside]).square().mean().sqrt()
     tolerance = 0.5 + 0.01 * length
     if not error <= tolerance or not abs(line[2]) * rows <= tolerance or line[1] == 0:
         return None

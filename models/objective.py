@@ -1,7 +1,7 @@
-"""The objective: one differentiable scalar per image and target, whatever the network is.
+"""The objective: one differentiable scalar per image and target, for any kind of network.
 
-An adapter writes the four small steps of `Objective` (outputs, choose, scores, losses); everything in `explainers/`
-works on those and never asks what kind of network it has.
+An adapter writes the four steps of `Objective` (outputs, choose, scores, losses); the explainers work on these alone
+and do not ask what kind of network there is.
 """
 
 from __future__ import annotations
@@ -16,12 +16,26 @@ from torch import Tensor, nn
 
 from ..errors import GradlightError
 
-__all__ = ["Objective", "Target", "Targets", "evened"]
+__all__ = ["Objective", "Target", "Targets", "pad_targets"]
 
 
 @dataclass(frozen=True)
 class Target:
-    """What one map is asked about: `kind` ("class", "caption", "word"), its number, its name, and the score it got."""
+    """What one map is about.
+
+    Args:
+        kind: "class", "caption" or "word".
+        index: The number of the class, or the position of the word.
+        label: The class, caption or word as text.
+        score: The score that the network gives it; NaN if it has not been computed.
+
+    Example:
+        >>> model = gl.classifier("scenes")
+        >>> objective = model.objective("star")
+        >>> ((target,),) = objective.choose(objective.outputs(model.pixels("scenes:7")))
+        >>> target.kind, target.index, target.label
+        ('class', 3, 'star')
+    """
 
     kind: str
     index: int
@@ -33,8 +47,21 @@ Targets = Sequence[Sequence[Target]]
 """The fixed targets of a batch: one row per image."""
 
 
-def evened(targets: Targets) -> Targets:
-    """Fill up the shorter rows by repeating their last target, so that every image has as many."""
+def pad_targets(targets: Targets) -> Targets:
+    """Repeat the last target of shorter rows, so that every image has the same number.
+
+    Args:
+        targets: One row per image, none of them empty.
+
+    Returns:
+        Rows of one length.
+
+    Example:
+        >>> from gradlight.models.objective import Target, pad_targets
+        >>> star, red = Target("class", 3, "star"), Target("class", 8, "red")
+        >>> [[target.label for target in row] for row in pad_targets([[star, red], [star]])]
+        [['star', 'red'], ['star', 'star']]
+    """
     longest = max((len(row) for row in targets), default=0)
     return [[*row, *[row[-1]] * (longest - len(row))] for row in targets]
 
@@ -42,8 +69,21 @@ def evened(targets: Targets) -> Targets:
 class Objective(nn.Module):
     """Map pixels [B,3,H,W] to scores [B,K], and to the training loss [B] of the same targets.
 
-    The steps are apart so that several targets share one forward pass, and so that a target such as "top", chosen
-    from the network's own answer, stays the same when the weights are moved (meta-saliency).
+    A derived class writes six methods. The first four are separate so that several targets share one forward pass, and
+    so that a target such as "top", chosen from the network's own output, stays the same when the weights change
+    (meta-saliency).
+
+    Args:
+        network: The network that is explained.
+
+    Example:
+        >>> model = gl.classifier("scenes")
+        >>> objective = model.objective(["star", "red"])
+        >>> pixels = model.pixels(["scenes:7", "scenes:8"])
+        >>> objective(pixels).shape, objective.loss(pixels).shape
+        (torch.Size([2, 1]), torch.Size([2]))
+        >>> objective.describe()["targets"]
+        [['star'], ['red']]
     """
 
     network: nn.Module
@@ -54,49 +94,115 @@ class Objective(nn.Module):
 
     @property
     def trunk(self) -> nn.Module:
-        """The part of the network whose layers lie over the image; their names are its modules'."""
+        """The part of the network whose layers are spatial; layers are named by this module's submodules."""
         return self.network
 
     @abstractmethod
     def outputs(self, pixels: Tensor) -> Any:
-        """Run the network once; what comes back is only ever handed to the three methods below."""
+        """Run the network once.
+
+        Args:
+            pixels: [B,3,H,W].
+
+        Returns:
+            Anything that `choose`, `scores` and `losses` of this objective can read.
+        """
 
     @abstractmethod
     def choose(self, outputs: Any) -> Targets:
-        """Fix the targets of every image of the batch (argmax for "top", a generated caption, or as asked)."""
+        """Fix the targets of every image of the batch (argmax for "top", a generated caption, or those given).
+
+        Args:
+            outputs: What `outputs` returned.
+
+        Returns:
+            One row of targets per image.
+
+        Raises:
+            GradlightError: If a target is unknown, or their number does not match the images.
+        """
 
     @abstractmethod
     def scores(self, outputs: Any, targets: Targets) -> Tensor:
-        """Score [B,K] of each target, in rows of one length: a logit or a log-probability; larger is more of it."""
+        """Score each target: a logit or a log-probability.
+
+        Args:
+            outputs: What `outputs` returned.
+            targets: One row per image, all of the same length K.
+
+        Returns:
+            Scores [B,K], differentiable; a larger score means more of the target.
+        """
 
     @abstractmethod
     def losses(self, outputs: Any, targets: Targets) -> Tensor:
-        """Training loss [B,K] of each target: cross-entropy, binary cross-entropy, negative log-probability."""
+        """Compute the training loss: cross-entropy, binary cross-entropy, or negative log-probability.
+
+        Args:
+            outputs: What `outputs` returned.
+            targets: One row per image, all of the same length K.
+
+        Returns:
+            Losses [B,K], differentiable.
+        """
 
     @abstractmethod
     def rows(self, start: int, stop: int, total: int) -> Objective:
-        """Give the objective of images start…stop of a list of `total`; a count that does not fit is an error."""
+        """Give the objective of a part of the images.
+
+        Args:
+            start: The first image.
+            stop: The image after the last.
+            total: The number of all images.
+
+        Returns:
+            The objective of images start … stop - 1.
+
+        Raises:
+            GradlightError: If the number of targets is neither one nor `total`.
+        """
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Describe the objective in JSON types, for files and cache keys."""
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Score [B,K] of the targets, chosen from the same forward pass; GradlightError where images differ in K."""
+        """Score the targets, which are chosen from the same forward pass.
+
+        Args:
+            pixels: [B,3,H,W].
+
+        Returns:
+            Scores [B,K].
+
+        Raises:
+            GradlightError: If the images have different numbers of targets.
+        """
         outputs = self.outputs(pixels)
-        return self.scores(outputs, _even(self.choose(outputs)))
+        return self.scores(outputs, _check_even(self.choose(outputs)))
 
     def loss(self, pixels: Tensor) -> Tensor:
-        """Training loss [B] of the targets, their mean where an image has several."""
+        """Compute the training loss of the targets, averaged where an image has several.
+
+        Args:
+            pixels: [B,3,H,W].
+
+        Returns:
+            Losses [B].
+
+        Raises:
+            GradlightError: If the images have different numbers of targets.
+        """
         outputs = self.outputs(pixels)
-        return self.losses(outputs, _even(self.choose(outputs))).mean(1)
+        return self.losses(outputs, _check_even(self.choose(outputs))).mean(1)
 
 
-def _even(targets: Targets) -> Targets:
+def _check_even(targets: Targets) -> Targets:
+    """Give the targets back if every image has the same number of them."""
     counts = [len(row) for row in targets]
     if len(set(counts)) > 1:
         raise GradlightError(
             f"The images have {min(counts)} to {max(counts)} targets each, so their scores form no [images, targets]."
-            " Give the objective images with as many targets, one at a time for instance."
+            " Give the objective images with the same number of targets, for instance one at a time."
         )
     return targets

@@ -1,13 +1,7 @@
-"""Explain a network and leave it as it was: eval mode, frozen weights, put back bit for bit, also after an error.
+"""Explain a network and leave it as it was: eval mode and frozen weights, undone bit for bit, also after an error.
 
-Keep torch's batch norm from misreading a gradient that came of tokens.
-
-Its backward pass on the CPU takes a gradient [1,C,h,w] whose first stride is not C·h·w, as one of tokens laid out as a
-grid has it, for one in another order, and gives wrong numbers (torch 2.15 still does).
-
-Networks as they come in practice: what is wrapped around them, what runs them otherwise, what is refused.
-
-Bringing a network to a device.
+Here too is what differs between networks in practice: wrappers around a network, compilation and checkpointing that
+would hide its layers, networks that cannot be explained, a batch norm that misreads gradients, and devices.
 """
 
 from __future__ import annotations
@@ -32,104 +26,252 @@ __all__ = [
     "Device",
     "as_written",
     "check_explainable",
+    "contiguous_norm_gradients",
     "preserved",
-    "straighten",
     "to_device",
     "trainable",
     "unwrapped",
 ]
 
-
-def straighten(modules: Iterable[nn.Module], undo: ExitStack) -> None:
-    """Let the gradients of the norms among modules lie in memory as their shape says, until `undo` is closed."""
-    for module in modules:
-        if isinstance(module, _NormBase):
-            undo.callback(module.register_forward_hook(_watch).remove)
+Device = str | torch.device | None
+"""A device, or None for the one that the network is on."""
 
 
-def _watch(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    alone = isinstance(output, Tensor) and output.requires_grad and output.shape[0] == 1
-    if alone and output.device.type == "cpu":
-        output.register_hook(_straight)
+# --- a network in eval mode, restored afterwards ---
 
 
-def _straight(gradient: Tensor) -> Tensor:
-    return gradient if gradient.stride(0) == gradient.numel() else gradient.contiguous()
+@contextmanager
+def preserved(network: nn.Module) -> Iterator[None]:
+    """Put a network into eval mode with frozen parameters and gradients on, and restore everything at the end.
 
+    Restored are every module's training flag, every parameter's requires_grad, the identity and values of every
+    buffer and of every tensor that is a module's attribute. `torch.no_grad()` or `inference_mode()` around the call
+    make no difference, nor do compilation and checkpointing (`as_written`), nor how gradients lie in memory
+    (`contiguous_norm_gradients`). Hooks are for those to remove who register them.
 
-def unwrapped(network: nn.Module) -> nn.Module:
-    """Take off what is wrapped around a whole network: torch.compile, DataParallel, DDP, an averaged model.
+    Args:
+        network: The network.
 
-    Neither changes what the network computes, and its layers keep the names that they have without it.
+    Raises:
+        GradlightError: If the weights were made under inference_mode: autograd cannot pass through them.
+
+    Example:
+        >>> from torch import nn
+        >>> from gradlight.models.preserve import preserved
+        >>> network = nn.Dropout(0.5)
+        >>> with preserved(network):
+        ...     network.training
+        False
+        >>> network.training
+        True
     """
-    while True:
-        parts = vars(network).get("_modules")
-        name = "module" if isinstance(network, (DataParallel, DistributedDataParallel, AveragedModel)) else "_orig_mod"
-        # Not getattr: adapters such as peft's answer for the networks inside them.
-        inside = parts.get(name) if isinstance(parts, dict) else None
-        if inside is None:
-            return network
-        network = inside
+    modules, parameters = list(network.modules()), list(network.parameters())
+    if any(parameter.is_inference() for parameter in parameters):
+        raise GradlightError(
+            "The network's weights were made under torch.inference_mode(), and no gradient passes through such"
+            " tensors. Build or load the network outside inference_mode."
+        )
+    with ExitStack() as undo:
+        undo.enter_context(torch.inference_mode(False))
+        undo.enter_context(torch.enable_grad())
+        undo.enter_context(as_written())
+        contiguous_norm_gradients(modules, undo)
+        _restore_tensors(modules, undo)
+        for module in modules:
+            if module.training:
+                undo.callback(setattr, module, "training", True)
+                module.training = False
+        for parameter in parameters:
+            if parameter.requires_grad:
+                undo.callback(parameter.requires_grad_, True)
+                parameter.requires_grad_(False)
+        yield
+
+
+@contextmanager
+def trainable(network: nn.Module) -> Iterator[list[nn.Parameter]]:
+    """Set requires_grad of every floating-point parameter, for as long as the weights' gradient is needed.
+
+    Args:
+        network: The network.
+
+    Yields:
+        These parameters.
+    """
+    parameters = [p for p in network.parameters() if p.is_floating_point()]
+    with ExitStack() as undo:
+        for parameter in parameters:
+            undo.callback(parameter.requires_grad_, parameter.requires_grad)
+            parameter.requires_grad_(True)
+        yield parameters
+
+
+_TensorDicts = Sequence[tuple[dict[str, Any], dict[str, Tensor | None]]]
+"""Dictionaries of modules, each with a copy of the tensors that it held."""
+
+
+def _restore_tensors(modules: Sequence[nn.Module], undo: ExitStack) -> None:
+    """Restore at the end the buffers, and the tensors that are plain attributes, as torch's older weight_norm has.
+
+    Those made under inference_mode cannot be overwritten in place here, only replaced.
+    """
+    buffers = [(module._buffers, dict(module._buffers)) for module in modules]
+    attributes = [(vars(module), _tensors(vars(module))) for module in modules]
+    tensors = [tensor for _, held in [*buffers, *attributes] for tensor in held.values() if tensor is not None]
+    values = [(tensor, tensor._version, tensor.detach().clone()) for tensor in tensors if not tensor.is_inference()]
+    undo.callback(_restore_values, values)
+    undo.callback(_restore_identities, buffers, attributes)
+
+
+def _tensors(held: dict[str, Any]) -> dict[str, Tensor | None]:
+    return {name: value for name, value in held.items() if isinstance(value, Tensor)}
+
+
+def _restore_identities(buffers: _TensorDicts, attributes: _TensorDicts) -> None:
+    for held, former in buffers:
+        held.clear()
+        held.update(former)
+    for held, former in attributes:
+        held.update(former)
+
+
+def _restore_values(values: list[tuple[Tensor, int, Tensor]]) -> None:
+    with torch.no_grad():
+        for tensor, version, value in values:
+            if tensor._version != version:
+                # An observer of quantization resizes its buffers.
+                tensor.resize_(value.shape).copy_(value)
+
+
+# --- compilation and checkpointing ---
 
 
 @contextmanager
 def as_written() -> Iterator[None]:
     """Run networks operation by operation, as their forward is written: uncompiled, and without checkpointing.
 
-    Compiled code fires no hooks inside. A checkpointed part would run a second time in the backward pass, without the
-    taps of the first. Autocast stays the caller's choice, but keeps no casts of weights that may be moved meanwhile.
+    Compiled code runs no hooks inside. A checkpointed block would run a second time in the backward pass, without the
+    taps of the first. Autocast stays the caller's choice, but keeps no casts of weights that may change meanwhile.
     """
     with ExitStack() as undo:
         if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
             undo.enter_context(torch.compiler.set_stance("force_eager"))
         undo.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
         torch.set_autocast_cache_enabled(False)
-        undo.enter_context(_checkpointing.off())
+        undo.enter_context(_checkpointing.disabled())
         yield
 
 
-class _Straight:
-    """What torch's reentrant checkpointing does, without it: run the part."""
+class _PlainCheckpointFunction:
+    """What torch's reentrant checkpointing does, without it: run the block."""
 
     @staticmethod
     def apply(run: Callable[..., Any], preserve: bool, *args: Any) -> Any:
         return run(*args)
 
 
-class _Checkpointing:
-    """The two places in torch.utils.checkpoint where the two modes begin, put aside for as long as anybody needs it."""
+class _CheckpointingSwitch:
+    """Replace the two entry points in torch.utils.checkpoint, one for each of its modes, while anybody needs it."""
 
     def __init__(self) -> None:
-        self.straight = {"CheckpointFunction": _Straight, "_checkpoint_hook": lambda *args, **options: nullcontext()}
-        self.lock, self.users, self.kept = threading.Lock(), 0, dict[str, Any]()
+        self.replacements = {
+            "CheckpointFunction": _PlainCheckpointFunction,
+            "_checkpoint_hook": lambda *args, **options: nullcontext(),
+        }
+        self.lock, self.users, self.originals = threading.Lock(), 0, dict[str, Any]()
 
     @contextmanager
-    def off(self) -> Iterator[None]:
-        held = vars(torch.utils.checkpoint)
+    def disabled(self) -> Iterator[None]:
+        namespace = vars(torch.utils.checkpoint)
         with self.lock:
             self.users += 1
             if self.users == 1:
-                self.kept = {name: held[name] for name in self.straight if name in held}
-                held.update({name: self.straight[name] for name in self.kept})
+                self.originals = {name: namespace[name] for name in self.replacements if name in namespace}
+                namespace.update({name: self.replacements[name] for name in self.originals})
         try:
             yield
         finally:
             with self.lock:
                 self.users -= 1
                 if self.users == 0:
-                    held.update(self.kept)
+                    namespace.update(self.originals)
 
 
-_checkpointing = _Checkpointing()
+_checkpointing = _CheckpointingSwitch()
+
+
+# --- strides of gradients ---
+
+
+def contiguous_norm_gradients(modules: Iterable[nn.Module], undo: ExitStack) -> None:
+    """Make the gradients that reach batch and instance norms contiguous, until `undo` is closed.
+
+    On the CPU, torch's backward pass of a norm takes a gradient [1,C,h,w] whose first stride is not C·h·w, as that of
+    tokens arranged as a grid, for one in another memory order, and gives wrong numbers (torch 2.15 still does).
+
+    Args:
+        modules: Modules; those that are no norms are left alone.
+        undo: Removes the hooks.
+    """
+    for module in modules:
+        if isinstance(module, _NormBase):
+            undo.callback(module.register_forward_hook(_hook_gradient).remove)
+
+
+def _hook_gradient(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    one_image = isinstance(output, Tensor) and output.requires_grad and output.shape[0] == 1
+    if one_image and output.device.type == "cpu":
+        output.register_hook(_contiguous)
+
+
+def _contiguous(gradient: Tensor) -> Tensor:
+    return gradient if gradient.stride(0) == gradient.numel() else gradient.contiguous()
+
+
+# --- wrappers, and networks that cannot be explained ---
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """Take off the wrappers of a network: torch.compile, DataParallel, DDP, an averaged model.
+
+    None of them changes what the network computes, and its layers keep the names that they have without it.
+
+    Args:
+        network: A network.
+
+    Returns:
+        The network inside, or the same.
+
+    Example:
+        >>> from torch import nn
+        >>> from gradlight.models.preserve import unwrapped
+        >>> unwrapped(nn.DataParallel(nn.Linear(2, 3)))
+        Linear(in_features=2, out_features=3, bias=True)
+    """
+    while True:
+        modules = vars(network).get("_modules")
+        name = "module" if isinstance(network, (DataParallel, DistributedDataParallel, AveragedModel)) else "_orig_mod"
+        # Not getattr: adapters such as peft's answer for the networks inside them.
+        inside = modules.get(name) if isinstance(modules, dict) else None
+        if inside is None:
+            return network
+        network = inside
 
 
 def check_explainable(network: nn.Module) -> None:
-    """Raise GradlightError for a network through which no gradient can pass, or that takes more than an image."""
+    """Check that gradients can pass through a network, and that it takes an image alone.
+
+    Args:
+        network: The network.
+
+    Raises:
+        GradlightError: If not; the message names the module and what to give instead.
+    """
     for name, module in network.named_modules():
         if reason := _hindrance(module):
             where = f"Its module {name!r}" if name else "The network"
             raise GradlightError(f"{where} {reason}")
-    needed = _required(network)
+    needed = _required_arguments(network)
     if len(needed) > 1:
         more = ", ".join(map(repr, needed[1:]))
         raise GradlightError(
@@ -139,6 +281,7 @@ def check_explainable(network: nn.Module) -> None:
 
 
 def _hindrance(module: nn.Module) -> str | None:
+    """Say why no gradient can pass through a module."""
     if isinstance(module, torch.jit.ScriptModule):
         return (
             "is TorchScript, where no hook reaches a layer. Give the module that torch.jit.script or torch.jit.trace"
@@ -157,8 +300,8 @@ def _hindrance(module: nn.Module) -> str | None:
     return None
 
 
-def _required(network: nn.Module) -> list[str]:
-    """Name the arguments that a network's forward cannot do without."""
+def _required_arguments(network: nn.Module) -> list[str]:
+    """Name the arguments of a network's forward that have no default."""
     try:
         parameters = inspect.signature(network.forward).parameters.values()
     except (TypeError, ValueError):
@@ -167,91 +310,19 @@ def _required(network: nn.Module) -> list[str]:
     return [p.name for p in named if p.default is p.empty]
 
 
-@contextmanager
-def preserved(network: nn.Module) -> Iterator[None]:
-    """Put a network into eval mode with frozen parameters and gradients on, and put everything back at the end.
-
-    What is put back: every module's training flag, every parameter's requires_grad, the identity and values of every
-    buffer and of every tensor that is a module's attribute. `torch.no_grad()` or `inference_mode()` around the call
-    make no difference, nor do compilation and checkpointing (`as_written`), nor how gradients lie in memory
-    (`strides`). Hooks are their makers' to remove. Raises GradlightError if the weights were made under
-    inference_mode: autograd cannot pass through them.
-    """
-    modules, parameters = list(network.modules()), list(network.parameters())
-    if any(parameter.is_inference() for parameter in parameters):
-        raise GradlightError(
-            "The network's weights were made under torch.inference_mode(), and no gradient passes through such"
-            " tensors. Build or load the network outside inference_mode."
-        )
-    with ExitStack() as undo:
-        undo.enter_context(torch.inference_mode(False))
-        undo.enter_context(torch.enable_grad())
-        undo.enter_context(as_written())
-        straighten(modules, undo)
-        _keep(modules, undo)
-        for module in modules:
-            if module.training:
-                undo.callback(setattr, module, "training", True)
-                module.training = False
-        for parameter in parameters:
-            if parameter.requires_grad:
-                undo.callback(parameter.requires_grad_, True)
-                parameter.requires_grad_(False)
-        yield
-
-
-@contextmanager
-def trainable(network: nn.Module) -> Iterator[list[nn.Parameter]]:
-    """Give every floating-point parameter with requires_grad on, for as long as the weights' gradient is needed."""
-    parameters = [p for p in network.parameters() if p.is_floating_point()]
-    with ExitStack() as undo:
-        for parameter in parameters:
-            undo.callback(parameter.requires_grad_, parameter.requires_grad)
-            parameter.requires_grad_(True)
-        yield parameters
-
-
-def _keep(modules: Sequence[nn.Module], undo: ExitStack) -> None:
-    """Note the buffers, and the tensors that are plain attributes, as torch's older weight_norm leaves the weight.
-
-    Those made under inference_mode cannot be overwritten in place here, only replaced.
-    """
-    buffers = [(module._buffers, dict(module._buffers)) for module in modules]
-    attributes = [(vars(module), _tensors(vars(module))) for module in modules]
-    kept = [tensor for _, held in [*buffers, *attributes] for tensor in held.values() if tensor is not None]
-    values = [(tensor, tensor._version, tensor.detach().clone()) for tensor in kept if not tensor.is_inference()]
-    undo.callback(_put_back, values)
-    undo.callback(_replace, buffers, attributes)
-
-
-def _tensors(held: dict[str, Any]) -> dict[str, Tensor | None]:
-    return {name: value for name, value in held.items() if isinstance(value, Tensor)}
-
-
-_Held = Sequence[tuple[dict[str, Any], dict[str, Tensor | None]]]
-
-
-def _replace(buffers: _Held, attributes: _Held) -> None:
-    for held, former in buffers:
-        held.clear()
-        held.update(former)
-    for held, former in attributes:
-        held.update(former)
-
-
-def _put_back(values: list[tuple[Tensor, int, Tensor]]) -> None:
-    with torch.no_grad():
-        for tensor, version, value in values:
-            if tensor._version != version:
-                # An observer of quantization resizes its buffers.
-                tensor.resize_(value.shape).copy_(value)
-
-
-Device = str | torch.device | None
+# --- devices ---
 
 
 def to_device(network: nn.Module, device: str | torch.device) -> None:
-    """Move a network to a device; raises GradlightError where there is no such device, or no room."""
+    """Move a network to a device.
+
+    Args:
+        network: The network.
+        device: "cpu", "cuda:1", …
+
+    Raises:
+        GradlightError: If there is no such device, or not enough memory on it; the message lists the devices.
+    """
     try:
         if torch.device(device).type == "meta":
             raise RuntimeError("the weights would have no values there.")
@@ -264,5 +335,5 @@ def to_device(network: nn.Module, device: str | torch.device) -> None:
 
 
 def _devices() -> list[str]:
-    found = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    return ["cpu", *found, *(["mps"] if torch.backends.mps.is_available() else [])]
+    cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return ["cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else [])]

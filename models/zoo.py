@@ -1,6 +1,7 @@
-"""Where timm and torchvision are met: their networks, weights, labels and preprocessing, by name.
+"""Networks of timm and torchvision by name, with their weights, labels and preprocessing.
 
-Weights that the libraries download: failing soon and in plain words where there is no network.
+Weights are downloaded by the libraries themselves. Before that, their server is asked once whether it answers, so that
+without a connection a call fails after seconds and names the alternatives.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +19,8 @@ from torch import nn
 
 from ..errors import GradlightError, nearest
 from .checkpoints import PathLike, load_checkpoint
-from .preprocessing import Preprocess, Preprocessing
+from .preprocessing import Preprocessing
+from .registry import SOURCES, LoadedNetwork
 
 __all__ = [
     "LIBRARIES",
@@ -35,90 +36,37 @@ __all__ = [
     "with_weights",
 ]
 
-_PATIENCE = 10
-
-
-def with_weights(source: str, make: Callable[[], nn.Module]) -> nn.Module:
-    """Let a library build a network with its weights; what goes wrong becomes a GradlightError with the ways out."""
-    try:
-        return make()
-    except GradlightError:
-        raise
-    # The libraries, their hubs and broken files fail in every way: OSError, HTTP errors, RuntimeError, EOFError …
-    except Exception as error:
-        raise GradlightError(_ways_out(source, f"{type(error).__name__}: {error}")) from error
-
-
-def url_weights(source: str, url: str) -> None:
-    """Make sure that torch.hub has the file of this address already, or can get it."""
-    file = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
-    if not os.path.exists(file):
-        reason = _unreachable(url)
-        if reason:
-            raise GradlightError(_ways_out(source, reason))
-
-
-def hub_weights(source: str, repository: str | None, filename: str | None) -> dict[str, Any] | None:
-    """Find out how timm gets a repository of the Hugging Face hub.
-
-    Returns what to lay over timm's configuration: nothing where the hub answers, else the file in the local cache.
-    By itself the hub's client would ask again for 50 seconds, even where the file is there.
-    """
-    if not repository:
-        return None
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    reason = _unreachable(constants.ENDPOINT)
-    if not reason:
-        return None
-    for name in (filename,) if filename else ("model.safetensors", "pytorch_model.bin"):
-        cached = try_to_load_from_cache(repository, name)
-        if isinstance(cached, str):
-            return {"file": cached, "custom_load": False}
-    raise GradlightError(_ways_out(source, reason))
-
-
-def _unreachable(url: str) -> str:
-    """Say why a server does not answer, or "" where it does; proxies are those of the environment."""
-    try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_PATIENCE).close()
-    except urllib.error.HTTPError:
-        return ""  # It answers; whether it has the file is the library's to find out.
-    except OSError as error:
-        return f"{urllib.parse.urlsplit(url).netloc} cannot be reached ({getattr(error, 'reason', error)})"
-    return ""
-
-
-def _ways_out(source: str, reason: str) -> str:
-    return (
-        f"The weights of {source} could not be downloaded or read: {reason}. Without them: checkpoint=PATH reads a file"
-        ' that you have, pretrained=False takes random weights, and the source "scenes" comes with its own.'
-    )
-
-
-# Heads that only help training: they are not built, and a file may hold them all the same.
+_TIMEOUT_S = 10
+# Heads that only help training: they are not built, but a file of weights may hold them.
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 
 
-@dataclass(frozen=True)
-class LoadedNetwork:
-    """A network, with what its library says about it."""
-
-    network: nn.Module
-    labels: list[str] | None
-    preprocessing: Preprocess
-    library: str
-    version: str
+# --- networks by name ---
 
 
 def timm_network(
     name: str, *, pretrained: bool, checkpoint: PathLike | None = None, labels: Sequence[str] | None = None
 ) -> LoadedNetwork:
-    """Build a timm network ("resnet50", "resnet50.a1_in1k") with its own configuration of the data.
+    """Build a timm network with its own data configuration.
 
-    pretrained: get timm's weights, unless there is a checkpoint. labels: names for the classes; another number of
-    them than timm's makes a head of that size, which no pretrained weights fit. Raises GradlightError for unknown
-    names and for weights that cannot be had.
+    Args:
+        name: "resnet50", "resnet50.a1_in1k".
+        pretrained: Load timm's weights, unless there is a checkpoint.
+        checkpoint: A file of weights.
+        labels: Names for the classes. Another number of them than timm's makes a head of that size, which no
+            pretrained weights fit.
+
+    Returns:
+        The network with its labels and preprocessing.
+
+    Raises:
+        GradlightError: If the name is unknown, or the weights cannot be downloaded or do not fit.
+
+    Example:
+        >>> from gradlight.models.zoo import timm_network
+        >>> loaded = timm_network("resnet18", pretrained=False, labels=["cat", "dog"])
+        >>> loaded.network.fc.out_features, loaded.preprocessing.size
+        (2, (224, 224))
     """
     import timm
     from timm.data.config import resolve_data_config
@@ -126,22 +74,22 @@ def timm_network(
     source, pretrained = f"timm/{name}", pretrained and checkpoint is None
     _check_timm_name(name)
     config = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
-    chosen = _choose_labels(source, _timm_labels(config), labels, pretrained)
+    class_names = _choose_labels(source, _timm_labels(config), labels, pretrained)
     if pretrained and not config.has_weights:
         raise GradlightError(f"timm has no pretrained weights for {name!r}; give checkpoint= or pretrained=False.")
     overlay = hub_weights(source, config.hf_hub_id, config.hf_hub_filename) if pretrained else None
 
     def make() -> nn.Module:
         network: nn.Module = timm.create_model(
-            name, pretrained=pretrained, num_classes=len(chosen), pretrained_cfg_overlay=overlay
+            name, pretrained=pretrained, num_classes=len(class_names), pretrained_cfg_overlay=overlay
         )
         return network
 
     network = with_weights(source, make) if pretrained else make()
     if checkpoint is not None:
         load_checkpoint(network, checkpoint)
-    data = resolve_data_config(model=network)  # type: ignore[no-untyped-call]
-    return LoadedNetwork(network, chosen, timm_preprocessing(data), "timm", timm.__version__)
+    data_config = resolve_data_config(model=network)  # type: ignore[no-untyped-call]
+    return LoadedNetwork(network, class_names, timm_preprocessing(data_config), "timm", timm.__version__)
 
 
 def torchvision_network(
@@ -149,21 +97,33 @@ def torchvision_network(
 ) -> LoadedNetwork:
     """Build a torchvision image classifier with the preprocessing and labels of its DEFAULT weights.
 
-    The keywords are those of `timm_network`. GoogLeNet and Inception come without their auxiliary heads.
+    GoogLeNet and Inception come without their auxiliary heads.
+
+    Args:
+        name: "resnet50".
+        pretrained: Load torchvision's weights, unless there is a checkpoint.
+        checkpoint: A file of weights.
+        labels: Names for the classes; their number makes the head, as for `timm_network`.
+
+    Returns:
+        The network with its labels and preprocessing.
+
+    Raises:
+        GradlightError: If the name is unknown, or the weights cannot be downloaded or do not fit.
     """
     import torchvision
 
     if name not in names("torchvision"):
-        raise _unknown("torchvision", name)
+        raise _unknown_name("torchvision", name)
     source, pretrained = f"torchvision/{name}", pretrained and checkpoint is None
     weights = torchvision.models.get_model_weights(name).DEFAULT
-    chosen = _choose_labels(source, list(weights.meta["categories"]), labels, pretrained)
-    options: dict[str, Any] = {"weights": weights if pretrained else None, "num_classes": len(chosen)}
+    class_names = _choose_labels(source, list(weights.meta["categories"]), labels, pretrained)
+    options: dict[str, Any] = {"weights": weights if pretrained else None, "num_classes": len(class_names)}
     if name in ("googlenet", "inception_v3"):
-        # As the published weights want it, which would otherwise be set only where they are downloaded.
+        # As the published weights need it; torchvision itself sets this only where it downloads them.
         options |= {"aux_logits": False, "transform_input": True, "init_weights": False}
     if name.startswith("vit_"):
-        # Its position embedding is of one size, which must be the preset's also where nothing is downloaded.
+        # Its position embedding has one size, which must be the preset's even where nothing is downloaded.
         options["image_size"] = weights.meta["min_size"][0]
     if pretrained:
         url_weights(source, weights.url)
@@ -176,20 +136,38 @@ def torchvision_network(
     if checkpoint is not None:
         load_checkpoint(network, checkpoint, ignore=_AUXILIARY)
     return LoadedNetwork(
-        network, chosen, torchvision_preprocessing(weights.transforms()), "torchvision", torchvision.__version__
+        network, class_names, torchvision_preprocessing(weights.transforms()), "torchvision", torchvision.__version__
     )
 
 
 LIBRARIES = {"timm": timm_network, "torchvision": torchvision_network}
+"""What stands before the slash of a name → the function that builds such a network."""
 
 
 def sources() -> list[str]:
-    """List every name that `classifier` takes."""
-    return ["scenes", *(f"{library}/{name}" for library in LIBRARIES for name in names(library))]
+    """List every name that `gradlight.classifier` takes, those of registered sources first.
+
+    Returns:
+        "scenes", names of plug-ins, "timm/…", "torchvision/…".
+    """
+    registered = SOURCES.classifier_names()
+    return [*registered, *(f"{library}/{name}" for library in LIBRARIES for name in names(library))]
 
 
 def names(library: str) -> list[str]:
-    """List the image classifiers that "timm" or "torchvision" knows by name."""
+    """List the image classifiers that a library knows by name.
+
+    Args:
+        library: "timm" or "torchvision".
+
+    Returns:
+        The names, without the library's.
+
+    Example:
+        >>> from gradlight.models.zoo import names
+        >>> "resnet50" in names("torchvision")
+        True
+    """
     if library == "timm":
         import timm
 
@@ -199,23 +177,28 @@ def names(library: str) -> list[str]:
     return list(torchvision.models.list_models(module=torchvision.models))
 
 
-def _unknown(library: str, name: str) -> GradlightError:
+def _unknown_name(library: str, name: str) -> GradlightError:
     near = nearest(name, names(library))
     return GradlightError(f"{library} has no image classifier {name!r}.{near} `gradlight models` lists them.")
 
 
 def _check_timm_name(name: str) -> None:
+    """Raise GradlightError for an architecture or a tag of weights that timm does not have."""
     import timm
 
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        raise _unknown("timm", name)
+        raise _unknown_name("timm", name)
     tags = [full.partition(".")[2] for full in timm.list_pretrained(architecture)]
     if tag and tag not in tags:
         raise GradlightError(f"timm has no weights {tag!r} for {architecture}; it has {', '.join(tags) or 'none'}.")
 
 
+# --- labels and preprocessing of the libraries ---
+
+
 def _timm_labels(config: Any) -> list[str]:
+    """Give the class names of a timm configuration: its own, else ImageNet's, else class_0, class_1 and so on."""
     from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
     count = config.num_classes
@@ -226,6 +209,7 @@ def _timm_labels(config: Any) -> list[str]:
 
 
 def _choose_labels(source: str, own: list[str], labels: Sequence[str] | None, pretrained: bool) -> list[str]:
+    """Choose between the library's labels and the caller's."""
     if labels is None and not own:
         raise GradlightError(f"{source} ends in features and has no classes. Give labels= and checkpoint= for a head.")
     if labels is None:
@@ -239,7 +223,21 @@ def _choose_labels(source: str, own: list[str], labels: Sequence[str] | None, pr
 
 
 def timm_preprocessing(config: Mapping[str, Any]) -> Preprocessing:
-    """Make timm's evaluation transform: what `create_transform(**config, is_training=False)` does."""
+    """Make timm's evaluation transform: the same as `create_transform(**config, is_training=False)`.
+
+    Args:
+        config: A data configuration of timm: input_size, crop_pct, crop_mode, interpolation, mean, std.
+
+    Returns:
+        The preprocessing.
+
+    Example:
+        >>> from gradlight.models.zoo import timm_preprocessing
+        >>> half = (0.5, 0.5, 0.5)
+        >>> config = {"input_size": (3, 224, 224), "crop_pct": 0.875, "crop_mode": "center", "mean": half, "std": half}
+        >>> timm_preprocessing({**config, "interpolation": "bicubic"}).resize
+        (256, 256)
+    """
     _, height, width = config["input_size"]
     mean = tuple(config["mean"])
     border = config["crop_mode"] == "border"
@@ -255,7 +253,14 @@ def timm_preprocessing(config: Mapping[str, Any]) -> Preprocessing:
 
 
 def torchvision_preprocessing(preset: Any) -> Preprocessing:
-    """Make torchvision's preset for image classification, which is an object with these attributes."""
+    """Make the preprocessing of torchvision's preset for image classification.
+
+    Args:
+        preset: What `weights.transforms()` gives.
+
+    Returns:
+        The preprocessing.
+    """
     (crop,), (edge,) = preset.crop_size, preset.resize_size
     return Preprocessing(
         size=(crop, crop),
@@ -263,4 +268,94 @@ def torchvision_preprocessing(preset: Any) -> Preprocessing:
         interpolation=preset.interpolation.value,
         mean=tuple(preset.mean),
         std=tuple(preset.std),
+    )
+
+
+# --- downloads ---
+
+
+def with_weights(source: str, make: Callable[[], nn.Module]) -> nn.Module:
+    """Let a library build a network with its weights.
+
+    Args:
+        source: The network's name, for the error.
+        make: Builds the network and downloads its weights.
+
+    Returns:
+        The network.
+
+    Raises:
+        GradlightError: If anything goes wrong; the message names the alternatives to a download.
+    """
+    try:
+        return make()
+    except GradlightError:
+        raise
+    # The libraries, their hubs and broken files fail in every way: OSError, HTTP errors, RuntimeError, EOFError …
+    except Exception as error:
+        raise GradlightError(_download_failure(source, f"{type(error).__name__}: {error}")) from error
+
+
+def url_weights(source: str, url: str) -> None:
+    """Check that torch.hub has the file of an address already, or that its server answers.
+
+    Args:
+        source: The network's name, for the error.
+        url: The address of the weights.
+
+    Raises:
+        GradlightError: If the file is neither cached nor within reach.
+    """
+    file = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
+    if not os.path.exists(file):
+        reason = _unreachable(url)
+        if reason:
+            raise GradlightError(_download_failure(source, reason))
+
+
+def hub_weights(source: str, repository: str | None, filename: str | None) -> dict[str, Any] | None:
+    """Find out how timm gets the weights of a repository of the Hugging Face hub.
+
+    The hub's own client retries for 50 seconds where there is no connection, even if the file is cached.
+
+    Args:
+        source: The network's name, for the error.
+        repository: The repository; None for none.
+        filename: The file of weights in it; None for the usual ones.
+
+    Returns:
+        What to lay over timm's configuration: None where the hub answers, else the file in the local cache.
+
+    Raises:
+        GradlightError: If the hub does not answer and the file is not cached.
+    """
+    if not repository:
+        return None
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    reason = _unreachable(constants.ENDPOINT)
+    if not reason:
+        return None
+    for name in (filename,) if filename else ("model.safetensors", "pytorch_model.bin"):
+        cached = try_to_load_from_cache(repository, name)
+        if isinstance(cached, str):
+            return {"file": cached, "custom_load": False}
+    raise GradlightError(_download_failure(source, reason))
+
+
+def _unreachable(url: str) -> str:
+    """Say why a server does not answer, or "" where it does; proxies are those of the environment."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_TIMEOUT_S).close()
+    except urllib.error.HTTPError:
+        return ""  # The server answers; whether it has the file is for the library to find out.
+    except OSError as error:
+        return f"{urllib.parse.urlsplit(url).netloc} cannot be reached ({getattr(error, 'reason', error)})"
+    return ""
+
+
+def _download_failure(source: str, reason: str) -> str:
+    return (
+        f"The weights of {source} could not be downloaded or read: {reason}. Without them: checkpoint=PATH reads a file"
+        ' that you have, pretrained=False takes random weights, and the source "scenes" comes with its own.'
     )

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..data import images as pictures
-from ..data.scenes import generator as scenes
 from ..errors import GradlightError
 from ..models.base import Explainable
 from ..models.captioner import Captioner, captioner
 from ..models.classifiers import classifier
+from ..models.registry import SOURCES
 from .console import notice
 
 __all__ = ["ModelOptions", "open_captioner", "open_model", "readable"]
@@ -70,7 +70,7 @@ def readable(images: list[Path]) -> tuple[list[Path], list[tuple[str, str]]]:
     good, failures = [], []
     for path in (found for given in images for found in (pictures.find(given) if given.is_dir() else [given])):
         try:
-            if scenes.seed_of(str(path)) is None:
+            if SOURCES.named_image(str(path)) is None:
                 pictures.load(path)
             good.append(path)
         except GradlightError as error:

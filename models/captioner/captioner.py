@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from ..images import read_images, read_pixels
 from ..measured_preprocessing import MeasuredPreprocessing
 from ..preprocessing import OriginalSize, Preprocess
 from ..preserve import Device, preserved, to_device
+from ..registry import SOURCES
 from .checkpoints import Checkpoint, find_encoder, read_checkpoint
 from .decoder import step_log_probs
 from .encoder import CaptionNetwork
@@ -27,7 +27,7 @@ from .search import DecodingOptions, Hypothesis
 from .targets import Caption, Word, parse, word_by_word
 from .vocabulary import UNKNOWN, Vocabulary
 
-__all__ = ["Captioner", "bundled_folder", "captioner"]
+__all__ = ["Captioner", "captioner"]
 
 _AT_ONCE = 16
 _PROBE = 64
@@ -216,7 +216,7 @@ def captioner(
             f'{type(source).__name__} is no captioner: give "scenes", "transformers/NAME", or the path of a checkpoint.'
             " A network of your own goes into gradlight.models.captioner.Captioner(network, vocabulary, preprocess)."
         )
-    found = read_checkpoint(bundled_folder() if source == "scenes" else source)
+    found = read_checkpoint(SOURCES.captioner_checkpoint(source))
     # Weights made under the caller's inference_mode could never be differentiated.
     with torch.inference_mode(False):
         eye, described = find_encoder(found, encoder, pretrained)
@@ -237,8 +237,3 @@ def _preprocess(found: Checkpoint, given: Callable[[Image.Image], Any] | None) -
     if given is not None:
         return MeasuredPreprocessing(given)
     return found.preprocessing or OriginalSize()
-
-
-def bundled_folder() -> Path:
-    """Give the place of the captioner that comes with the package."""
-    return Path(str(files("gradlight.data"))) / "bundled" / "captioner"

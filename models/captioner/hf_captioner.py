@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ...errors import GradlightError
-from ..class_objective import rows_for
+from ..class_objective import check_row_count
 from ..huggingface import SOURCE, Files, ImageProcessor, of_transformers, own_preprocess, preprocess_of
 from ..objective import Targets
 from ..preprocessing import Preprocess
@@ -48,7 +48,7 @@ class SubwordObjective(CaptionObjective):
 
     def rows(self, start: int, stop: int, total: int) -> SubwordObjective:
         """Give the objective of images start…stop of a list of `total`; a count that does not fit is an error."""
-        rows_for(self.asked, total)
+        check_row_count(self.asked, total)
         rows = self.asked if len(self.asked) == 1 else self.asked[start:stop]
         return SubwordObjective(self.network, self.vocabulary, rows, saying=self.saying, count_end=self.count_end)
 

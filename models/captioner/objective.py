@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..class_objective import rows_for
-from ..objective import Objective, Targets, evened
+from ..class_objective import check_row_count
+from ..objective import Objective, Targets, pad_targets
 from .decoder import PADDING, step_log_probs
 from .encoder import CaptionNetwork
 from .search import DecodingOptions
@@ -57,7 +57,7 @@ class CaptionObjective(Objective):
     def choose(self, outputs: Features) -> list[list[CaptionTarget]]:
         """Fix the captions of every image and their parts, with their present log-probabilities as scores."""
         count = len(outputs["fc"])
-        rows_for(self.asked, count)
+        check_row_count(self.asked, count)
         rows = [self.asked[image % len(self.asked)] for image in range(count)]
         with torch.no_grad():
             open_ended = any(asked.tokens is None for row in rows for asked in row)
@@ -66,7 +66,7 @@ class CaptionObjective(Objective):
                 [target for asked in row for target in resolve(asked, said, self.vocabulary, self.count_end)]
                 for row, said in zip(rows, found, strict=True)
             ]
-            scores = self.scores(outputs, evened(targets)).tolist()
+            scores = self.scores(outputs, pad_targets(targets)).tolist()
         return [
             [replace(target, score=score) for target, score in zip(row, values[: len(row)], strict=True)]
             for row, values in zip(targets, scores, strict=True)
@@ -100,7 +100,7 @@ class CaptionObjective(Objective):
 
     def rows(self, start: int, stop: int, total: int) -> CaptionObjective:
         """Give the objective of images start…stop of a list of `total`; a count that does not fit is an error."""
-        rows_for(self.asked, total)
+        check_row_count(self.asked, total)
         rows = self.asked if len(self.asked) == 1 else self.asked[start:stop]
         return CaptionObjective(self.network, self.vocabulary, rows, saying=self.saying, count_end=self.count_end)
 

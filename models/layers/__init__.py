@@ -1,1 +1,1 @@
-"""Layer discovery: which modules have a spatial output, and where in the pixels each activation lies."""
+"""Layer discovery: which modules have a spatial output, and the coordinates of each activation in the pixels."""

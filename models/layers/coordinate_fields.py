@@ -1,9 +1,15 @@
-"""Fields of places: for each number of a tensor the row and the column of the pixels that it stands for.
+"""Coordinate fields: for each number of a tensor, the row and the column of the pixels that it stands for.
 
-A field is complex, row + i·column, and NaN where a number stands for no place (a class token, padding, an average over
-the image). Fields are expanded views wherever they repeat, so that one of many channels costs no more than one channel.
+A field is a complex tensor, row + column·i. For an image of 4 × 4 pixels, then a convolution of kernel 2 and stride 2:
 
-Where the windows of convolutions and poolings lie on the grid that they slide over.
+    0+0i 0+1i 0+2i 0+3i
+    1+0i 1+1i 1+2i 1+3i      kernel 2, stride 2      0.5+0.5i  0.5+2.5i
+    2+0i 2+1i 2+2i 2+3i      ──────────────────►     2.5+0.5i  2.5+2.5i
+    3+0i 3+1i 3+2i 3+3i
+
+So the output's number at [0, 1] lies at row 0.5, column 2.5: the centre of its receptive window. A number without a
+coordinate (a class token, padding, an average over the whole image) is NaN. Where a field repeats, as along channels,
+it is an expanded view, so that many channels cost no more than one.
 """
 
 from __future__ import annotations
@@ -15,164 +21,235 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "LOST",
-    "between",
-    "centres",
-    "kept",
-    "laid",
-    "mean",
-    "nowhere",
-    "of_pixels",
-    "richer",
-    "spread_evenly",
-    "tensors",
-    "thin",
-    "varies",
+    "NO_COORDINATE",
+    "broadcast_field",
+    "drop_if_constant",
+    "even_centres",
+    "interpolate_along",
+    "mean_over",
+    "more_detailed",
+    "no_coordinates",
+    "number_tensors",
+    "pixel_coordinates",
+    "varies_along",
+    "window_centres",
+    "without_repeats",
 ]
 
-LOST = complex("nan+nanj")
+NO_COORDINATE = complex("nan+nanj")
+
+# Coordinates closer than a hundredth of a pixel are the same.
+_TOLERANCE = 1e-2
 
 
-def of_pixels(pixels: Tensor) -> Tensor:
-    """Give the places of pixels [B,C,H,W]: their own rows and columns."""
+# --- making fields ---
+
+
+def pixel_coordinates(pixels: Tensor) -> Tensor:
+    """Give the field of pixels: their own rows and columns.
+
+    Args:
+        pixels: [B,C,H,W].
+
+    Returns:
+        The field [B,C,H,W], complex64.
+
+    Example:
+        >>> import torch
+        >>> from gradlight.models.layers.coordinate_fields import pixel_coordinates
+        >>> pixel_coordinates(torch.zeros(1, 1, 2, 2)).tolist()
+        [[[[0j, 1j], [(1+0j), (1+1j)]]]]
+    """
     rows, columns = (torch.arange(side, dtype=torch.float32, device=pixels.device) for side in pixels.shape[2:])
     return torch.complex(*torch.meshgrid(rows, columns, indexing="ij")).expand(pixels.shape)
 
 
-def thin(field: Tensor) -> Tensor:
-    """Leave one of every repetition that expand() has made."""
-    for dim, (side, step) in enumerate(zip(field.shape, field.stride(), strict=True)):
-        if side > 1 and step == 0:
-            field = field.narrow(dim, 0, 1)
-    return field
+def no_coordinates(like: Tensor) -> Tensor:
+    """Give the field of a tensor that does not depend on the pixels: NaN everywhere."""
+    return torch.full((), NO_COORDINATE, dtype=torch.complex64, device=like.device).expand(like.shape)
 
 
-def tensors(values: Any) -> list[Tensor]:
-    """List the tensors of numbers in a nest of lists and tuples."""
+def number_tensors(values: Any) -> list[Tensor]:
+    """List the floating-point and complex tensors in a nest of lists and tuples, in their order."""
 
     def search(value: Any) -> Iterator[Tensor]:
         if isinstance(value, Tensor):
             if value.is_floating_point() or value.is_complex():
                 yield value
         elif isinstance(value, (list, tuple)):
-            for part in value:
-                yield from search(part)
+            for entry in value:
+                yield from search(entry)
 
     return [tensor for value in values for tensor in search(value)]
 
 
-def nowhere(like: Tensor) -> Tensor:
-    """Give the places of a tensor that comes of no pixel."""
-    return torch.full((), LOST, dtype=torch.complex64, device=like.device).expand(like.shape)
+# --- shapes, means and comparisons ---
 
 
-def laid(field: Tensor, shape: torch.Size) -> Tensor | None:
-    """Broadcast places to a shape; where one side differs (a gated unit, a recurrent layer) their mean along it."""
+def without_repeats(field: Tensor) -> Tensor:
+    """Keep one entry along each dimension that expand() has repeated."""
+    for dim, (side, step) in enumerate(zip(field.shape, field.stride(), strict=True)):
+        if side > 1 and step == 0:
+            field = field.narrow(dim, 0, 1)
+    return field
+
+
+def broadcast_field(field: Tensor, shape: torch.Size) -> Tensor | None:
+    """Broadcast a field to a shape.
+
+    Args:
+        field: A field.
+        shape: The shape of the tensor that it is for.
+
+    Returns:
+        The field in this shape. Where one side differs (a gated unit, a recurrent layer), its mean along that side;
+        None where the shapes have nothing to do with each other.
+    """
     if len(field.shape) > len(shape):
         return None
     pairs = list(zip(field.shape[::-1], shape[::-1], strict=False))
     if all(own in (1, side) for own, side in pairs):
         return field.expand(shape)
-    others = [dim for dim, (own, side) in enumerate(pairs, start=1) if own != side]
-    if len(others) > 1 or len(field.shape) != len(shape):
+    differing = [dim for dim, (own, side) in enumerate(pairs, start=1) if own != side]
+    if len(differing) > 1 or len(field.shape) != len(shape):
         return None
-    return mean(field, [-others[0]]).expand(shape)
+    return mean_over(field, [-differing[0]]).expand(shape)
 
 
-def richer(first: Tensor, second: Tensor) -> Tensor:
-    """Choose the places of which there are more: a gate of one number for all the image says nothing of where."""
-    if first is second:
-        return first
-    one, other = thin(first), thin(second)
-    if one.shape == other.shape and torch.equal(torch.nan_to_num(one), torch.nan_to_num(other)):
-        return first
-    return second if _count(other) > _count(one) else first
+def mean_over(field: Tensor, dims: Sequence[int]) -> Tensor:
+    """Average coordinates over dimensions, leaving out the NaN ones.
 
+    Args:
+        field: A field.
+        dims: Dimensions, counted from the end.
 
-def _count(field: Tensor) -> int:
-    found = torch.view_as_real(field[~field.isnan()]).mul(64).round().long()
-    return len(torch.unique(found[:, 0] * (1 << 31) + found[:, 1]))
+    Returns:
+        The field with one entry along each of these; all NaN where it is one mean for the whole tensor.
 
-
-def mean(field: Tensor, dims: Sequence[int]) -> Tensor:
-    """Average places over dims (counted from the end), each of which stays with one entry.
-
-    What lies nowhere is left out, and one mean for everything is nowhere.
+    Example:
+        >>> import torch
+        >>> from gradlight.models.layers.coordinate_fields import mean_over, pixel_coordinates
+        >>> mean_over(pixel_coordinates(torch.zeros(1, 1, 3, 4)), [-1])[0, 0, :, 0].tolist()
+        [1.5j, (1+1.5j), (2+1.5j)]
     """
-    small = thin(field)
-    lost = small.isnan()
-    count = (~lost).sum(list(dims), keepdim=True)
-    middle = torch.where(lost, torch.zeros_like(small), small).sum(list(dims), keepdim=True) / count
+    small = without_repeats(field)
+    missing = small.isnan()
+    count = (~missing).sum(list(dims), keepdim=True)
+    middle = torch.where(missing, torch.zeros_like(small), small).sum(list(dims), keepdim=True) / count
     if small.shape != middle.shape or small.numel() == 1:
-        middle = kept(middle)
+        middle = drop_if_constant(middle)
     return middle.expand([1 if dim - field.ndim in dims else side for dim, side in enumerate(field.shape)])
 
 
-def kept(field: Tensor) -> Tensor:
-    """Lose places that are all one: what has seen the whole image lies nowhere in it."""
-    found = torch.view_as_real(field[~field.isnan()])
-    if found.numel() and float((found.amax(0) - found.amin(0)).max()) > 1e-2:
+def drop_if_constant(field: Tensor) -> Tensor:
+    """Replace coordinates that are all the same by NaN: what depends on the whole image lies nowhere in it."""
+    coordinates = torch.view_as_real(field[~field.isnan()])
+    if coordinates.numel() and float((coordinates.amax(0) - coordinates.amin(0)).max()) > _TOLERANCE:
         return field
-    return torch.full_like(field, LOST)
+    return torch.full_like(field, NO_COORDINATE)
 
 
-def varies(field: Tensor, dim: int) -> bool:
-    """Tell whether places differ along a dimension."""
-    small = torch.view_as_real(thin(field)).movedim(dim - 1, 0)
-    lost = small.isnan()
-    spread = small.masked_fill(lost, -torch.inf).amax(0) - small.masked_fill(lost, torch.inf).amin(0)
-    return bool((spread > 1e-2).any())
+def varies_along(field: Tensor, dim: int) -> bool:
+    """Tell whether coordinates differ along a dimension."""
+    small = torch.view_as_real(without_repeats(field)).movedim(dim - 1, 0)
+    missing = small.isnan()
+    spread = small.masked_fill(missing, -torch.inf).amax(0) - small.masked_fill(missing, torch.inf).amin(0)
+    return bool((spread > _TOLERANCE).any())
 
 
-def centres(bound: Mapping[str, Any], dim: int, dims: int, own: int, side: int) -> Tensor:
-    """Give the centre [side] of each window along a dimension of `own` entries, counted in these.
+def more_detailed(first: Tensor, second: Tensor) -> Tensor:
+    """Choose the field with more different coordinates.
 
-    bound: the arguments of a convolution or pooling, by name. A transposed convolution spreads its entries out.
+    For x · gate, where the gate is one number for the whole image, this is the field of x.
     """
-    kernel = bound["weight"].shape[2 + dim] if "weight" in bound else _at(bound["kernel_size"], dim, 1)
-    stride = _at(bound.get("stride"), dim, kernel)
-    pad, dilation = _at(bound.get("padding"), dim, 0), _at(bound.get("dilation"), dim, 1)
-    middle = dilation * (kernel - 1) / 2 - pad
-    at = torch.arange(side, dtype=torch.float32)
-    return (at - middle) / stride if bound.get("transposed") else at * stride + middle
+    if first is second:
+        return first
+    small_first, small_second = without_repeats(first), without_repeats(second)
+    same_shape = small_first.shape == small_second.shape
+    if same_shape and torch.equal(torch.nan_to_num(small_first), torch.nan_to_num(small_second)):
+        return first
+    return second if _distinct_count(small_second) > _distinct_count(small_first) else first
+
+
+def _distinct_count(field: Tensor) -> int:
+    """Count the different coordinates, in steps of 1/64 of a pixel."""
+    steps = torch.view_as_real(field[~field.isnan()]).mul(64).round().long()
+    return len(torch.unique(steps[:, 0] * (1 << 31) + steps[:, 1]))
+
+
+# --- receptive windows and resampling ---
+
+
+def window_centres(arguments: Mapping[str, Any], dim: int, side: int) -> Tensor:
+    """Give the centre of each receptive window along one spatial dimension, in entries of the input.
+
+    Args:
+        arguments: The arguments of a convolution or pooling, by name. A transposed convolution spreads entries out.
+        dim: The spatial dimension, from 0.
+        side: The number of windows.
+
+    Returns:
+        The centres [side].
+
+    Example:
+        >>> from gradlight.models.layers.coordinate_fields import window_centres
+        >>> window_centres({"kernel_size": [3], "stride": [2], "padding": [1]}, dim=0, side=4).tolist()
+        [0.0, 2.0, 4.0, 6.0]
+    """
+    kernel = arguments["weight"].shape[2 + dim] if "weight" in arguments else _at(arguments["kernel_size"], dim, 1)
+    stride = _at(arguments.get("stride"), dim, kernel)
+    padding, dilation = _at(arguments.get("padding"), dim, 0), _at(arguments.get("dilation"), dim, 1)
+    middle = dilation * (kernel - 1) / 2 - padding
+    windows = torch.arange(side, dtype=torch.float32)
+    return (windows - middle) / stride if arguments.get("transposed") else windows * stride + middle
 
 
 def _at(value: Any, dim: int, default: int) -> int:
+    """Read an argument that is one number for all dimensions, or a list; an empty list is the default."""
     if isinstance(value, int):
         return value
     return int(value[min(dim, len(value) - 1)]) if value else default
 
 
-def spread_evenly(own: int, side: int) -> Tensor:
-    """Give the centres of `side` equal parts of `own` entries."""
+def even_centres(own: int, side: int) -> Tensor:
+    """Give the centres of `side` equal parts of `own` entries, as adaptive pooling and interpolation have them."""
     return (torch.arange(side, dtype=torch.float32) + 0.5) * (own / side) - 0.5
 
 
-def between(field: Tensor, dim: int, at: Tensor) -> Tensor:
-    """Read a field [B,1,…] between its entries along a dimension, and beyond them by its slope.
+def interpolate_along(field: Tensor, dim: int, positions: Tensor) -> Tensor:
+    """Read a field between its entries along a dimension, and beyond the outer ones by its slope.
 
-    Entries that are nowhere (padding) first get their places from the straight line through the others.
+    NaN entries (padding) first get coordinates from the straight line through the others.
+
+    Args:
+        field: A field [B,1,…].
+        dim: The dimension.
+        positions: Where to read it [N], in entries.
+
+    Returns:
+        The field with N entries along the dimension.
     """
     own = field.shape[dim]
-    moved = _completed(field.movedim(dim, -1))
+    moved = _fill_missing(field.movedim(dim, -1))
     if own == 1:
-        return moved.expand(*moved.shape[:-1], len(at)).movedim(-1, dim)
-    at = at.to(field.device)
-    low = at.floor().clamp(0, own - 2).long()
+        return moved.expand(*moved.shape[:-1], len(positions)).movedim(-1, dim)
+    positions = positions.to(field.device)
+    low = positions.floor().clamp(0, own - 2).long()
     below, above = moved[..., low], moved[..., low + 1]
-    return (below + (above - below) * (at - low)).movedim(-1, dim)
+    return (below + (above - below) * (positions - low)).movedim(-1, dim)
 
 
-def _completed(field: Tensor) -> Tensor:
-    lost = field.isnan()
-    if not lost.any() or lost.all():
+def _fill_missing(field: Tensor) -> Tensor:
+    """Replace NaN along the last dimension by the least-squares line through the other entries."""
+    missing = field.isnan()
+    if not missing.any() or missing.all():
         return field
-    weight = (~lost).float()
+    weight = (~missing).float()
     count = weight.sum(-1, keepdim=True)
-    at = torch.arange(field.shape[-1], dtype=torch.float32, device=field.device)
-    known = torch.where(lost, torch.zeros_like(field), field)
-    mean = (weight * at).sum(-1, keepdim=True) / count
-    level = known.sum(-1, keepdim=True) / count
-    away = weight * (at - mean)
-    slope = (away * known).sum(-1, keepdim=True) / (away * away).sum(-1, keepdim=True)
-    return torch.where(lost, level + slope * (at - mean), field)
+    index = torch.arange(field.shape[-1], dtype=torch.float32, device=field.device)
+    values = torch.where(missing, torch.zeros_like(field), field)
+    middle = (weight * index).sum(-1, keepdim=True) / count
+    level = values.sum(-1, keepdim=True) / count
+    offset = weight * (index - middle)
+    slope = (offset * values).sum(-1, keepdim=True) / (offset * offset).sum(-1, keepdim=True)
+    return torch.where(missing, level + slope * (index - middle), field)

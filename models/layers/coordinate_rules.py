@@ -1,4 +1,15 @@
-"""What each operation of a network does to the places of its inputs (`fields`)."""
+"""Coordinate rules: what each operation of a network does to the coordinates of its inputs.
+
+An image of 4 × 4 pixels that becomes tokens behind a class token, with the rule of each operation and the coordinates
+(row, column) of the numbers that it makes:
+
+    pixels                        [1,3,4,4]   each number has its own row and column
+    convolution 2 × 2   _window   [1,8,2,2]   (0.5, 0.5) (0.5, 2.5) (2.5, 0.5) (2.5, 2.5), for every channel
+    flatten             _reshape  [1,8,4]     the same four
+    transpose           _move     [1,4,8]     the same four, one for each token
+    cat                 _move     [1,5,8]     NaN for the class token, then the four
+    mean over tokens    _reduce   [1,8]       NaN: the mean of the whole image lies nowhere in it
+"""
 
 from __future__ import annotations
 
@@ -8,100 +19,117 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .coordinate_fields import LOST, between, centres, kept, mean, spread_evenly, tensors, thin, varies
+from .coordinate_fields import (
+    NO_COORDINATE,
+    drop_if_constant,
+    even_centres,
+    interpolate_along,
+    mean_over,
+    number_tensors,
+    varies_along,
+    window_centres,
+    without_repeats,
+)
 
-__all__ = ["RULES", "Bound"]
+__all__ = ["RULES", "Arguments"]
 
-Bound = dict[str, Any]
+Arguments = dict[str, Any]
+"""The arguments of an operation, by name."""
+
+CoordinateRule = Callable[[Any, Arguments, Arguments, Any], Any]
+"""(operation, its arguments, these with the field of each tensor in its stead, its output) → the output's fields."""
 
 
-def _move(func: Any, bound: Bound, fields: Bound, output: Any) -> Any:
-    return func(**fields)
+def _move(operation: Any, arguments: Arguments, fields: Arguments, output: Any) -> Any:
+    """Do the same to the field: the operation only moves numbers."""
+    return operation(**fields)
 
 
-def _reshape(func: Any, bound: Bound, fields: Bound, output: Any) -> Tensor:
+def _reshape(operation: Any, arguments: Arguments, fields: Arguments, output: Any) -> Tensor:
     shaped: Tensor = fields["self"].reshape(output.shape)
     return shaped
 
 
-def _pad(func: Any, bound: Bound, fields: Bound, output: Any) -> Any:
-    return func(**{**fields, "value": LOST})
+def _pad(operation: Any, arguments: Arguments, fields: Arguments, output: Any) -> Any:
+    return operation(**{**fields, "value": NO_COORDINATE})
 
 
-def _move_parts(func: Any, bound: Bound, fields: Bound, output: Any) -> Tensor:
-    """Move rows and columns apart, by operations that know no complex numbers."""
+def _move_real(operation: Any, arguments: Arguments, fields: Arguments, output: Any) -> Tensor:
+    """Move rows and columns separately, for operations without complex numbers."""
     field = fields["self"]
-    return torch.complex(func(**{**fields, "self": field.real}), func(**{**fields, "self": field.imag}))
+    real, imag = (operation(**{**fields, "self": axis}) for axis in (field.real, field.imag))
+    return torch.complex(real, imag)
 
 
-def _shuffle(func: Any, bound: Bound, fields: Bound, output: Tensor) -> Tensor:
-    """Spread channels over space: those that lay apart go back there, those of one place get parts of it."""
-    apart = thin(fields["self"]).shape[1] > 1
-    return _move_parts(func, bound, fields, output) if apart else _resize(func, bound, fields, output)
+def _shuffle(operation: Any, arguments: Arguments, fields: Arguments, output: Tensor) -> Tensor:
+    """Move channels into space: those with different coordinates are moved, those with one share its surroundings."""
+    differ = without_repeats(fields["self"]).shape[1] > 1
+    return (_move_real if differ else _resize)(operation, arguments, fields, output)
 
 
-def _fold(func: Any, bound: Bound, fields: Bound, output: Any) -> Tensor:
-    """Average the places of all that is added up at one location."""
+def _fold(operation: Any, arguments: Arguments, fields: Arguments, output: Any) -> Tensor:
+    """Average the coordinates of all numbers that are added up at one location."""
     field = fields["self"]
-    lost = field.isnan()
-    parts = [torch.where(lost, torch.zeros_like(field.real), part) for part in (field.real, field.imag)]
-    count = func(**{**fields, "self": (~lost).float()})
-    row, column = (func(**{**fields, "self": part}) / count for part in parts)
-    return kept(torch.complex(row, column))
+    missing = field.isnan()
+    axes = [torch.where(missing, torch.zeros_like(field.real), axis) for axis in (field.real, field.imag)]
+    count = operation(**{**fields, "self": (~missing).float()})
+    row, column = (operation(**{**fields, "self": axis}) / count for axis in axes)
+    return drop_if_constant(torch.complex(row, column))
 
 
-def _reduce(func: Any, bound: Bound, fields: Bound, output: Any) -> list[Tensor]:
+def _reduce(operation: Any, arguments: Arguments, fields: Arguments, output: Any) -> list[Tensor]:
+    """Average the coordinates over the dimensions that the operation reduces."""
     field = fields["self"]
-    dims = bound.get("dim")
+    dims = arguments.get("dim")
     dims = list(range(field.ndim)) if dims is None else [dims] if isinstance(dims, int) else list(dims)
-    middle = mean(field, [dim % field.ndim - field.ndim for dim in dims or range(field.ndim)])
-    return [middle.reshape(tensor.shape) for tensor in tensors([output])]
+    middle = mean_over(field, [dim % field.ndim - field.ndim for dim in dims or range(field.ndim)])
+    return [middle.reshape(tensor.shape) for tensor in number_tensors([output])]
 
 
-def _product(func: Any, bound: Bound, fields: Bound, output: Tensor) -> Tensor:
-    """Keep the places of the rows, or of the columns if the rows have none; what is summed over is averaged.
+def _product(operation: Any, arguments: Arguments, fields: Arguments, output: Tensor) -> Tensor:
+    """Give a matrix product the coordinates of its rows, or of its columns if the rows have none.
 
-    So queries times keys lie where the queries do, and attention times values too, also where it is transposed.
+    The dimension that is summed over is averaged. So queries times keys lie where the queries do, and attention times
+    values too, also where it is transposed.
     """
     left, right = [fields[name] for name in ("self", "mat1", "batch1", "mat2", "batch2") if name in fields][-2:]
-    rows, columns = mean(left, [-1]), mean(right, [-2])
-    by_columns = not varies(rows, -2) and (varies(columns, -1) or bool(rows.isnan().all()))
+    rows, columns = mean_over(left, [-1]), mean_over(right, [-2])
+    by_columns = not varies_along(rows, -2) and (varies_along(columns, -1) or bool(rows.isnan().all()))
     return (columns if by_columns else rows).expand(output.shape)
 
 
-def _attend(func: Any, bound: Bound, fields: Bound, output: Any) -> Tensor:
-    made = tensors([output])[0]
-    return mean(fields["query"], [-1]).expand(made.shape)
+def _attend(operation: Any, arguments: Arguments, fields: Arguments, output: Any) -> Tensor:
+    """Give attention the coordinates of its queries."""
+    attended = number_tensors([output])[0]
+    return mean_over(fields["query"], [-1]).expand(attended.shape)
 
 
-def _window(func: Any, bound: Bound, fields: Bound, output: Any) -> Tensor:
-    """Put each output at the centre of its window."""
-    made = tensors([output])[0]
+def _window(operation: Any, arguments: Arguments, fields: Arguments, output: Any) -> Tensor:
+    """Put each output at the centre of its receptive window."""
+    result = number_tensors([output])[0]
     field = fields["input"] if "input" in fields else fields["self"]
-    spatial = made.ndim - 2
-    field = mean(field, [1 - field.ndim])
-    for dim, (own, side) in enumerate(zip(field.shape[2:], made.shape[2:], strict=True)):
-        field = between(field, dim + 2, centres(bound, dim, spatial, own, side))
-    return kept(thin(field)).expand(made.shape)
+    field = mean_over(field, [1 - field.ndim])
+    for dim, side in enumerate(result.shape[2:]):
+        field = interpolate_along(field, dim + 2, window_centres(arguments, dim, side))
+    return drop_if_constant(without_repeats(field)).expand(result.shape)
 
 
-def _resize(func: Any, bound: Bound, fields: Bound, output: Any) -> Tensor:
-    made = tensors([output])[0]
-    field = mean(fields["self"], [1 - made.ndim])
-    for dim in range(2, made.ndim):
-        field = between(field, dim, spread_evenly(field.shape[dim], made.shape[dim]))
-    return kept(thin(field)).expand(made.shape)
+def _resize(operation: Any, arguments: Arguments, fields: Arguments, output: Any) -> Tensor:
+    """Spread the output evenly over the input."""
+    result = number_tensors([output])[0]
+    field = mean_over(fields["self"], [1 - result.ndim])
+    for dim in range(2, result.ndim):
+        field = interpolate_along(field, dim, even_centres(field.shape[dim], result.shape[dim]))
+    return drop_if_constant(without_repeats(field)).expand(result.shape)
 
 
-Rule = Callable[[Any, Bound, Bound, Any], Any]
-
-_NAMES: dict[Rule, str] = {
+_OPERATIONS: dict[CoordinateRule, str] = {
     _move: "permute transpose t unsqueeze squeeze expand select slice split split_with_sizes unbind unfold roll flip"
     " index index_select gather cat stack repeat diagonal",
     _reshape: "view _unsafe_view _reshape_alias reshape",
     _pad: "constant_pad_nd",
     _shuffle: "pixel_shuffle",
-    _move_parts: "im2col pixel_unshuffle reflection_pad2d replication_pad2d",
+    _move_real: "im2col pixel_unshuffle reflection_pad2d replication_pad2d",
     _fold: "col2im",
     _reduce: "mean sum amax amin max min logsumexp linalg_vector_norm var var_mean prod",
     _product: "mm addmm bmm baddbmm",
@@ -113,8 +141,8 @@ _NAMES: dict[Rule, str] = {
     " _upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_nearest_exact2d",
 }
 
-RULES: dict[str, Rule] = {name: rule for rule, names in _NAMES.items() for name in names.split()}
-"""Operation of ATen → what becomes of places: (operation, its arguments, the places of these, its output) → places.
+RULES: dict[str, CoordinateRule] = {name: rule for rule, names in _OPERATIONS.items() for name in names.split()}
+"""Name of an ATen operation → its rule.
 
 Any other operation is taken to work number by number, where its output has the shape of an input.
 """

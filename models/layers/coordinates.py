@@ -1,9 +1,9 @@
-"""Follow where in the image every number of a network lies, while the network runs.
+"""Track the coordinates of every number of a network, in the pixels, while the network runs.
 
-Beside each tensor goes a field of the places in the image that its numbers stand for. What moves numbers (reshape,
-permute, roll, index) moves the field likewise; a convolution's output lies at the centre of its window; a product of
-matrices keeps the places that the rows, or else the columns, have of their own. So a grid is recognised in whatever
-order a network lays it: channels last, tokens behind a class token, windows, mask units.
+Each tensor gets a coordinate field beside it. An operation that moves numbers (reshape, permute, roll, index) moves the
+field in the same way; a convolution's output lies at the centre of its receptive window; a matrix product has the
+coordinates of its rows, or else of its columns. So a grid is recognised in any memory order: channels last, tokens
+behind a class token, windows, mask units.
 """
 
 from __future__ import annotations
@@ -16,71 +16,87 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .coordinate_fields import laid, nowhere, of_pixels, richer, tensors
-from .coordinate_rules import RULES, Bound
+from .coordinate_fields import broadcast_field, more_detailed, no_coordinates, number_tensors, pixel_coordinates
+from .coordinate_rules import RULES, Arguments
 
 __all__ = ["CoordinateTracker"]
 
 
 class CoordinateTracker(TorchDispatchMode):
-    """While this is entered, know the places of every tensor that comes of the pixels [B,C,H,W]."""
+    """A context in which every tensor that depends on the pixels has a coordinate field.
+
+    Args:
+        pixels: [B,C,H,W].
+
+    Example:
+        >>> import torch
+        >>> from gradlight.models.layers.coordinates import CoordinateTracker
+        >>> pixels = torch.zeros(1, 3, 4, 4)
+        >>> with CoordinateTracker(pixels) as tracker:
+        ...     pooled = torch.nn.functional.avg_pool2d(pixels, 2)
+        >>> tracker.field_of(pooled)[0, 0].tolist()
+        [[(0.5+0.5j), (0.5+2.5j)], [(2.5+0.5j), (2.5+2.5j)]]
+    """
 
     def __init__(self, pixels: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._known: Any = WeakTensorKeyDictionary()
-        self._known[pixels] = of_pixels(pixels)
+        self._field_by_tensor: Any = WeakTensorKeyDictionary()
+        self._field_by_tensor[pixels] = pixel_coordinates(pixels)
 
-    def of(self, tensor: Tensor) -> Tensor | None:
-        """Give the places of a tensor, or None if they are not known: those of a weight, or after a rare operation."""
-        found: Tensor | None = self._known.get(tensor)
-        return found
+    def field_of(self, tensor: Tensor) -> Tensor | None:
+        """Give the coordinate field of a tensor; None if it is unknown: for weights, and after a rare operation."""
+        field: Tensor | None = self._field_by_tensor.get(tensor)
+        return field
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation, and do to the places of its inputs what it does to them."""
-        known = [t for t in tensors([args, list((kwargs or {}).values())]) if self.of(t) is not None]
+        """Run an operation, and apply its coordinate rule to the fields of its inputs."""
+        inputs = number_tensors([args, list((kwargs or {}).values())])
+        tracked = any(self.field_of(tensor) is not None for tensor in inputs)
         output = func(*args, **(kwargs or {}))
-        if known:
-            bound = _bound(func, args, kwargs or {})
-            for made, field in zip(tensors([output]), self._fields(func, bound, output), strict=False):
-                if field is not None and field.shape == made.shape:
-                    self._known[made] = field
+        if tracked:
+            arguments = _arguments(func, args, kwargs or {})
+            fields = self._output_fields(func, arguments, output)
+            for tensor, field in zip(number_tensors([output]), fields, strict=False):
+                if field is not None and field.shape == tensor.shape:
+                    self._field_by_tensor[tensor] = field
                 else:
-                    self._known.pop(made, None)
+                    self._field_by_tensor.pop(tensor, None)
         return output
 
-    def _fields(self, func: Any, bound: Bound, output: Any) -> Sequence[Tensor | None]:
-        name = func.overloadpacket.__name__
-        made = tensors([output])
-        rule = RULES.get(name)
+    def _output_fields(self, func: Any, arguments: Arguments, output: Any) -> Sequence[Tensor | None]:
+        outputs = number_tensors([output])
+        rule = RULES.get(func.overloadpacket.__name__)
         try:
             if rule is not None:
-                return tensors([rule(func, bound, self._swapped(bound), output)])
-            return [self._elementwise(bound, tensor.shape) for tensor in made]
+                return number_tensors([rule(func, arguments, self._with_fields(arguments), output)])
+            return [self._elementwise(arguments, tensor.shape) for tensor in outputs]
         except (RuntimeError, IndexError, TypeError, ValueError, NotImplementedError):
-            return [None] * len(made)  # an unforeseen use of the operation: what it makes lies nobody knows where
+            # An unforeseen use of the operation: the coordinates of its output are unknown from here on.
+            return [None] * len(outputs)
 
-    def _swapped(self, bound: Bound) -> Bound:
-        """Put every tensor's places in its place; those of a weight are nowhere."""
+    def _with_fields(self, arguments: Arguments) -> Arguments:
+        """Replace every tensor of numbers by its field; a weight's has no coordinates."""
 
-        def swap(value: Any) -> Any:
+        def replace(value: Any) -> Any:
             if isinstance(value, Tensor) and value.is_floating_point():
-                field = self.of(value)
-                return nowhere(value) if field is None else field
-            return type(value)(map(swap, value)) if isinstance(value, (list, tuple)) else value
+                field = self.field_of(value)
+                return no_coordinates(value) if field is None else field
+            return type(value)(map(replace, value)) if isinstance(value, (list, tuple)) else value
 
-        return {name: swap(value) for name, value in bound.items()}
+        return {name: replace(value) for name, value in arguments.items()}
 
-    def _elementwise(self, bound: Bound, shape: torch.Size) -> Tensor | None:
-        """Take the places of the input that has most of them, among those which lie like the output."""
-        fields = [self.of(tensor) for tensor in tensors(bound.values())]
+    def _elementwise(self, arguments: Arguments, shape: torch.Size) -> Tensor | None:
+        """Take the most detailed field among the inputs that broadcast to the output."""
         best: Tensor | None = None
-        for field in fields:
-            if field is not None and (found := laid(field, shape)) is not None:
-                best = found if best is None else richer(best, found)
+        for tensor in number_tensors(arguments.values()):
+            field = self.field_of(tensor)
+            if field is not None and (candidate := broadcast_field(field, shape)) is not None:
+                best = candidate if best is None else more_detailed(best, candidate)
         return best
 
 
-def _bound(func: Any, args: Sequence[Any], kwargs: Bound) -> Bound:
+def _arguments(func: Any, args: Sequence[Any], kwargs: Arguments) -> Arguments:
+    """Name all arguments of a call, defaults included."""
     names = [argument.name for argument in func._schema.arguments]
     defaults = {a.name: a.default_value for a in func._schema.arguments if a.has_default_value()}
     return {**defaults, **dict(zip(names, args, strict=False)), **kwargs}

@@ -15,19 +15,28 @@ from ..preserve import preserved
 from .coordinates import CoordinateTracker
 from .layout import AS_IS, Layout
 from .recorder import Recorder
-from .stages import Passage, choose_stages, mark_paths
+from .stages import ModuleRun, choose_stages, count_paths
 
 __all__ = ["Discovery", "Layer", "Layout", "discover"]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A place in the network whose output is spatial.
+    """A layer of a network: a module, or one of its runs, whose output is spatial.
 
-    name: the module's dotted name, "input" for the pixels, "relu:2" for the third time that module ran.
-    depth: its position in the order of execution (0 = the pixels). channels, size: of its map, (height, width).
-    stride: pixels per location, (vertical, horizontal). pooled: its spatial mean is what the network's one last
-    linear layer reads, so that CAM is defined there. layout: brings the module's raw output to [B,C,h,w].
+    Args:
+        name: The module's dotted name; "input" for the pixels; "relu:2" for the third run of that module.
+        depth: Its position in the order of execution; 0 is the pixels.
+        channels: Channels of its map.
+        size: Grid of its map, (height, width).
+        stride: Pixels per location, (vertical, horizontal).
+        pooled: Whether its spatial mean is what the network's one last linear layer reads, so that CAM is defined.
+        layout: Brings the module's own output to [B,C,h,w].
+
+    Example:
+        >>> layer = gl.classifier("scenes").stages()[-1]
+        >>> layer.name, layer.channels, layer.size, layer.stride, layer.pooled
+        ('layer4', 128, (10, 10), (16.0, 16.0), True)
     """
 
     name: str
@@ -41,9 +50,12 @@ class Layer:
 
 @dataclass
 class Discovery:
-    """What one run of a network shows: every spatial layer in the order of execution, and the stages among them.
+    """What one run of a network shows.
 
-    left_out: the modules that ran and are no layer, each with what its output is, and the layer to ask for instead.
+    Args:
+        layers: Every spatial layer in the order of execution, "input" first.
+        stages: The stages among them.
+        left_out: The modules that ran and are no layer: what their output is, and the layer to ask for instead.
     """
 
     layers: list[Layer]
@@ -52,62 +64,82 @@ class Discovery:
 
 
 def discover(network: nn.Module, pixels: Tensor) -> Discovery:
-    """Run the network once on pixels [1,3,H,W] and list its spatial layers, leaving it as it was.
+    """Run the network once and list its spatial layers; it is left as it was.
 
-    A layer is listed when its output is a grid of places in the image and these reach the network's output (after its
-    last attention, a transformer may read its class token alone). Raises GradlightError when the network refuses such
-    pixels.
+    A layer is listed when its output is a grid of locations in the image and these reach the network's output (after
+    its last attention, a transformer may read its class token alone).
+
+    Args:
+        network: The network.
+        pixels: [1,3,H,W].
+
+    Returns:
+        The layers, the stages, and what is left out.
+
+    Raises:
+        GradlightError: If the network does not accept such pixels.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from gradlight.models.layers.discovery import discover
+        >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 6, 2))
+        >>> [layer.name for layer in discover(network, torch.zeros(1, 3, 8, 8)).layers]
+        ['input', '0', '1']
     """
     with ExitStack() as undo:
         undo.enter_context(preserved(network))
         leaf = pixels.clone().requires_grad_()
-        positions = CoordinateTracker(leaf)
-        recorder = Recorder(positions, height=pixels.shape[2], width=pixels.shape[3])
+        tracker = CoordinateTracker(leaf)
+        recorder = Recorder(tracker, height=pixels.shape[2], width=pixels.shape[3])
         for name, module in network.named_modules():
             if name:
-                undo.callback(module.register_forward_hook(partial(recorder.see, name)).remove)
-        with positions:
+                undo.callback(module.register_forward_hook(partial(recorder.hook, name)).remove)
+        with tracker:
             outputs = _tensors(_run(network, leaf))
         unread = recorder.unread(outputs)
-    passages = mark_paths(recorder.passages, outputs, leaf)
-    read = [passage for passage in passages if passage.name not in unread]
+    runs = count_paths(recorder.runs, outputs, leaf)
+    read_runs = [run for run in runs if run.name not in unread]
     layers = [Layer("input", 0, pixels.shape[1], (pixels.shape[2], pixels.shape[3]))]
-    layers += _listed([passage for passage in read if passage.reaches], layers[0].size, recorder.pooled(outputs))
-    named = {layer.name: layer for layer in layers}
-    stages = [named[passage.name] for passage in choose_stages(read)]
-    return Discovery(layers, stages, _left_out(recorder, unread, named, stages))
+    layers += _as_layers([run for run in read_runs if run.reaches_output], layers[0].size, recorder.pooled(outputs))
+    layer_by_name = {layer.name: layer for layer in layers}
+    stages = [layer_by_name[run.name] for run in choose_stages(read_runs)]
+    return Discovery(layers, stages, _left_out(recorder, unread, layer_by_name, stages))
 
 
 def _left_out(
-    recorder: Recorder, unread: set[str], named: Mapping[str, Layer], stages: Sequence[Layer]
+    recorder: Recorder, unread: set[str], layer_by_name: Mapping[str, Layer], stages: Sequence[Layer]
 ) -> dict[str, str]:
-    """Say of everything that is no layer what it is, and which layer to ask for instead."""
-    before = ["input"]
-    found = {}
-    for passage in recorder.passages:
-        if passage.name in unread:
-            found[passage.name] = (
+    """Say of everything that is no layer what its output is, and which layer to ask for instead."""
+    nearest_before = ["input"]
+    reasons = {}
+    for run in recorder.runs:
+        if run.name in unread:
+            deepest = (stages or [*layer_by_name.values()])[-1].name
+            reasons[run.name] = (
                 "is not read where it is spatial: its gradient there is exactly zero, for what follows reads another"
-                f" token alone. The deepest stage that the score reads is {(stages or [*named.values()])[-1].name!r}"
+                f" token alone. The deepest stage that the score reads is {deepest!r}"
             )
-        elif not passage.reaches:
-            found[passage.name] = f"does not reach the score. The nearest spatial layer before it is {before[-1]!r}"
-        before.append(passage.name if passage.name in named else before[-1])
-    for name, (why, count) in recorder.left_out.items():
-        found[name] = f"{why}. The nearest spatial layer before it is {before[count]!r}"
-    return found
+        elif not run.reaches_output:
+            reasons[run.name] = (
+                f"does not reach the score. The nearest spatial layer before it is {nearest_before[-1]!r}"
+            )
+        nearest_before.append(run.name if run.name in layer_by_name else nearest_before[-1])
+    for name, (reason, count) in recorder.left_out.items():
+        reasons[name] = f"{reason}. The nearest spatial layer before it is {nearest_before[count]!r}"
+    return reasons
 
 
-def _listed(passages: list[Passage], pixels: tuple[int, int], pooled: set[str]) -> list[Layer]:
-    found = []
-    for depth, passage in enumerate(passages, start=1):
-        stride = (pixels[0] / passage.size[0], pixels[1] / passage.size[1])
-        mean = passage.name in pooled
-        found.append(Layer(passage.name, depth, passage.channels, passage.size, stride, mean, passage.layout))
-    return found
+def _as_layers(runs: list[ModuleRun], pixels: tuple[int, int], pooled: set[str]) -> list[Layer]:
+    layers = []
+    for depth, run in enumerate(runs, start=1):
+        stride = (pixels[0] / run.size[0], pixels[1] / run.size[1])
+        layers.append(Layer(run.name, depth, run.channels, run.size, stride, run.name in pooled, run.layout))
+    return layers
 
 
 def _run(network: nn.Module, leaf: Tensor) -> Any:
+    """Run the network on a copy of the pixels, which a first in-place operation may overwrite."""
     try:
         return network(leaf.clone())
     except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
@@ -118,10 +150,11 @@ def _run(network: nn.Module, leaf: Tensor) -> Any:
 
 
 def _tensors(output: Any) -> list[Tensor]:
+    """List the tensors in a network's output."""
     if isinstance(output, Tensor):
         return [output]
     if isinstance(output, dict):
         output = list(output.values())
     if isinstance(output, (list, tuple)):
-        return [tensor for part in output for tensor in _tensors(part)]
+        return [tensor for entry in output for tensor in _tensors(entry)]
     return [tensor for tensor in getattr(output, "__dict__", {}).values() if isinstance(tensor, Tensor)]

@@ -1,4 +1,4 @@
-"""How a tensor's memory is a map [B,C,h,w]: by the places of its numbers, or by its shape where these are not known."""
+"""How a tensor holds a map [B,C,h,w]: found from the coordinates of its numbers, or else guessed from its shape."""
 
 from __future__ import annotations
 
@@ -9,16 +9,30 @@ from torch import Tensor, nn
 
 from ...errors import GradlightError
 
-__all__ = ["AS_IS", "Layout", "by_places", "by_shape"]
+__all__ = ["AS_IS", "Layout", "layout_from_coordinates", "layout_from_shape"]
+
+# Two coordinates are different from a hundredth of a pixel on.
+_TOLERANCE = 1e-2
+_MAX_OTHER_TOKENS = 8
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Bring a network's own tensor [B,…], with its channels at a dimension, to [B,C,h,w].
+    """Bring a network's own tensor to [B,C,h,w].
 
-    size: the grid of tokens in a row, None where the tensor has two spatial dimensions of its own. start: how many
-    tokens come before those of the image, of `count` in all. order: which token lies at each location, None where
-    they lie row by row. Raises GradlightError for a tensor of another number of tokens.
+    Args:
+        channel: The dimension of the channels.
+        size: The grid (h, w) of tokens that lie in one dimension; None where the tensor has two spatial dimensions.
+        start: How many tokens come before those of the image.
+        count: How many tokens there are in all.
+        order: Which token lies at each location; None where they lie row by row.
+
+    Example:
+        >>> import torch
+        >>> from gradlight.models.layers.layout import Layout
+        >>> behind_class_token = Layout(channel=2, size=(14, 14), start=1, count=197)
+        >>> behind_class_token(torch.zeros(8, 197, 768)).shape
+        torch.Size([8, 768, 14, 14])
     """
 
     channel: int = 1
@@ -28,7 +42,17 @@ class Layout:
     order: Tensor | None = None
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        """Give a view of the tensor, or a copy where its order is not that of rows."""
+        """Bring a tensor to [B,C,h,w].
+
+        Args:
+            tensor: The output of the layer, or its gradient.
+
+        Returns:
+            A view of the tensor, or a copy where its locations do not lie row by row.
+
+        Raises:
+            GradlightError: If the tensor has another number of tokens.
+        """
         moved = tensor if self.channel == 1 else tensor.movedim(self.channel, 1)
         if self.size is None:
             return moved
@@ -37,104 +61,126 @@ class Layout:
             raise GradlightError(
                 f"A grid of {rows} × {columns} was expected among {self.count} tokens, but there are {flat.shape[2]}."
             )
-        end = self.start + rows * columns
-        tokens = flat[:, :, self.start : end] if self.order is None else flat[:, :, self.order.to(flat.device)]
-        laid: Tensor = tokens.unflatten(2, self.size)
-        return laid
+        stop = self.start + rows * columns
+        tokens = flat[:, :, self.start : stop] if self.order is None else flat[:, :, self.order.to(flat.device)]
+        grid: Tensor = tokens.unflatten(2, self.size)
+        return grid
 
 
 AS_IS = Layout()
 
 
-def by_places(field: Tensor) -> Layout | None:
-    """Find the layout of a tensor of one image from the places of its numbers (`positions`), None if it has no grid.
+# --- from coordinates ---
 
-    A grid has more than one location, and every pair of a row and a column of it once. Numbers that lie nowhere
-    (tokens of no place) are left out.
+
+def layout_from_coordinates(field: Tensor) -> Layout | None:
+    """Find the layout of a tensor from the coordinates of its numbers.
+
+    A grid has more than one location, and every pair of one of its rows and one of its columns once. Tokens without
+    coordinates are left out.
+
+    Args:
+        field: The coordinate field of a tensor of one image.
+
+    Returns:
+        The layout; None if the coordinates form no grid.
     """
     if field.shape[0] != 1 or field.ndim < 3:
         return None
     for channel in dict.fromkeys((1, field.ndim - 1, *range(1, field.ndim))):
-        found = _with_channels_at(channel, field)
-        if found is not None:
-            return found
+        layout = _layout_with_channels(channel, field)
+        if layout is not None:
+            return layout
     return None
 
 
-def _with_channels_at(channel: int, field: Tensor) -> Layout | None:
+def _layout_with_channels(channel: int, field: Tensor) -> Layout | None:
+    """Find the layout if the channels are this dimension."""
     moved = field[0].movedim(channel - 1, 0)
-    places = moved[0] if moved.stride(0) == 0 else _middle(moved)
-    flat = places.flatten()
-    at = (~flat.isnan()).nonzero().flatten()
-    row, rows, tall = _ranked(flat[at].real)
-    column, columns, wide = _ranked(flat[at].imag)
-    if not 1 < len(at) == rows * columns:
+    coordinates = moved[0] if moved.stride(0) == 0 else _channel_mean(moved)
+    flat = coordinates.flatten()
+    tokens = (~flat.isnan()).nonzero().flatten()
+    row, rows, row_gap = _ranked(flat[tokens].real)
+    column, columns, column_gap = _ranked(flat[tokens].imag)
+    if not 1 < len(tokens) == rows * columns:
         return None
-    cell = row * columns + column
-    if len(torch.unique(cell)) < len(at) or _astray(moved, places, tall, wide):
+    location = row * columns + column
+    if len(torch.unique(location)) < len(tokens) or _mixes_locations(moved, coordinates, row_gap, column_gap):
         return None
-    order = at[cell.argsort()]
+    order = tokens[location.argsort()]
     start = int(order[0])
     in_rows = torch.equal(order, torch.arange(start, start + len(order), device=order.device))
-    if in_rows and field.ndim == 4 and places.shape == (rows, columns):
+    if in_rows and field.ndim == 4 and coordinates.shape == (rows, columns):
         return Layout(channel)
     return Layout(channel, (rows, columns), start if in_rows else 0, flat.numel(), None if in_rows else order)
 
 
-def _middle(moved: Tensor) -> Tensor:
-    lost = moved.isnan()
-    total = torch.where(lost, torch.zeros_like(moved), moved).sum(0)
-    return total / (~lost).sum(0)
+def _channel_mean(moved: Tensor) -> Tensor:
+    missing = moved.isnan()
+    total = torch.where(missing, torch.zeros_like(moved), moved).sum(0)
+    return total / (~missing).sum(0)
 
 
 def _ranked(values: Tensor) -> tuple[Tensor, int, float]:
-    """Number values from the least to the greatest, those closer than a hundredth of a pixel alike; their least gap."""
+    """Rank values from the least to the greatest, nearly equal ones alike; give ranks, their number, the least gap."""
     if not len(values):
         return values.long(), 0, 0.0
-    ordered, back = values.sort()
+    ordered, order = values.sort()
     gaps = ordered.diff()
-    steps = gaps > 1e-2
+    steps = gaps > _TOLERANCE
     ranks = torch.cat([steps.new_zeros(1, dtype=torch.long), steps.long().cumsum(0)])
-    least = float(gaps[steps].min()) if steps.any() else float("inf")
-    return torch.empty_like(ranks).scatter(0, back, ranks), int(ranks[-1]) + 1, least
+    least_gap = float(gaps[steps].min()) if steps.any() else float("inf")
+    return torch.empty_like(ranks).scatter(0, order, ranks), int(ranks[-1]) + 1, least_gap
 
 
-def _astray(moved: Tensor, places: Tensor, tall: float, wide: float) -> bool:
-    """Tell whether a channel lies further from its location than half the way to the next: then it mixes locations."""
+def _mixes_locations(moved: Tensor, coordinates: Tensor, row_gap: float, column_gap: float) -> bool:
+    """Tell whether a channel lies further from its location than half the distance to the next one."""
     if moved.stride(0) == 0:
         return False
-    away = torch.view_as_real(moved - places).abs().nan_to_num(0.0).flatten(0, -2).amax(0)
-    return bool(float(away[0]) > tall / 2 or float(away[1]) > wide / 2)
+    distance = torch.view_as_real(moved - coordinates).abs().nan_to_num(0.0).flatten(0, -2).amax(0)
+    return bool(float(distance[0]) > row_gap / 2 or float(distance[1]) > column_gap / 2)
 
 
-_LAST = (nn.Linear.forward, nn.LayerNorm.forward)
+# --- from shapes, where the coordinates are unknown ---
+
+_CHANNELS_LAST = (nn.Linear.forward, nn.LayerNorm.forward)
 
 
-def by_shape(module: nn.Module, tensor: Tensor, height: int, width: int) -> Layout | None:
-    """Guess the layout of a module's output from its shape and the pixels': None if that has no grid like theirs."""
+def layout_from_shape(module: nn.Module, tensor: Tensor, height: int, width: int) -> Layout | None:
+    """Guess the layout of a module's output from its shape.
+
+    Args:
+        module: The module.
+        tensor: Its output.
+        height: Height of the pixels.
+        width: Width of the pixels.
+
+    Returns:
+        The layout; None if the output has no grid of the pixels' proportions.
+    """
     aspect = height / width
     if tensor.ndim == 4:
-        last = isinstance(module, (nn.Linear, nn.LayerNorm)) and type(module).forward in _LAST
-        if not last and _like(tensor.shape[2:], aspect):
+        last = isinstance(module, (nn.Linear, nn.LayerNorm)) and type(module).forward in _CHANNELS_LAST
+        if not last and _has_proportions(tensor.shape[2:], aspect):
             return AS_IS
-        if last or _like(tensor.shape[1:3], aspect):
+        if last or _has_proportions(tensor.shape[1:3], aspect):
             return Layout(3) if tensor.shape[1] * tensor.shape[2] > 1 else None
         return AS_IS if tensor.shape[2] * tensor.shape[3] > 1 else None
     if tensor.ndim == 3:
-        for start in range(9):
-            if grid := _grid(tensor.shape[1] - start, aspect):
+        for start in range(_MAX_OTHER_TOKENS + 1):
+            if grid := _token_grid(tensor.shape[1] - start, aspect):
                 return Layout(2, grid, start, tensor.shape[1])
     return None
 
 
-def _like(grid: tuple[int, ...] | torch.Size, aspect: float) -> bool:
+def _has_proportions(grid: tuple[int, ...] | torch.Size, aspect: float) -> bool:
     """Tell whether a grid has more than one location and the pixels' proportions, up to rounding."""
     rows, columns = grid
     return rows * columns > 1 and abs(rows - columns * aspect) <= max(1.0, aspect)
 
 
-def _grid(count: int, aspect: float) -> tuple[int, int] | None:
-    """Lay `count` tokens out as rows × columns of the pixels' proportions, or None."""
+def _token_grid(count: int, aspect: float) -> tuple[int, int] | None:
+    """Arrange `count` tokens as rows × columns of the pixels' proportions; None if that is impossible."""
     if count < 4:
         return None
     rows = round((count * aspect) ** 0.5)

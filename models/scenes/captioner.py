@@ -1,4 +1,4 @@
-"""The bundled captioner of generated scenes: how it is built, what it is trained on, and how true its captions are."""
+"""The bundled captioner of generated scenes: its network, the scenes that it is trained on, and its training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ..captioner.vocabulary import Vocabulary
 from ..preprocessing import Preprocessing
 from .classifier import MEAN, SIZE, STD, load_bundled
 
-__all__ = ["PLAN", "PREPROCESSING", "Drawn", "build", "draw_captioned", "train", "vocabulary"]
+__all__ = ["PLAN", "PREPROCESSING", "CaptionedScenes", "build", "draw_captioned", "train", "vocabulary"]
 
 PLAN = ResNetPlan("basic", (1, 1, 2, 2), (16, 32, 64, 128), 64, "none")
 """The slim ResNet of the scenes classifier; without the first pooling its maps are twice as fine."""
@@ -36,20 +36,26 @@ PREPROCESSING = Preprocessing(size=(SIZE, SIZE), resize=(SIZE, SIZE), mean=MEAN,
 
 _BATCH = 64
 _CHUNK = 250
-_MAIN = 0.75
-_VALIDATION = 500
+_MAIN_CAPTION_SHARE = 0.75
+_VALIDATION_COUNT = 500
 
 
 def vocabulary() -> Vocabulary:
-    """Give the words of the scenes' sentences, numbered from 1; 0 is BOS and END, and there is no UNK."""
+    """Number the words of the scenes' sentences from 1; 0 is BOS and END, and there is no UNK.
+
+    Example:
+        >>> from gradlight.models.scenes.captioner import vocabulary
+        >>> "triangle" in vocabulary().words.values()
+        True
+    """
     return Vocabulary(dict(enumerate(sentences.WORDS, start=1)), SpecialTokens(0, 0))
 
 
 def build() -> CaptionNetwork:
-    """Make the network with an untrained decoder and the encoder of the bundled classifier."""
+    """Make the network, with an untrained decoder and the encoder of the bundled classifier."""
     encoder = build_resnet(PLAN)
-    known = load_bundled().state_dict()
-    encoder.load_state_dict({name: known[name] for name in encoder.state_dict()})
+    state = load_bundled().state_dict()
+    encoder.load_state_dict({name: state[name] for name in encoder.state_dict()})
     words = len(sentences.WORDS) + 1
     decoder = Att2in2(
         SpecialTokens(0, 0), places=128 + 5, embed=96, size=256, attention=128, rows=words, columns=words, dropout=0.2
@@ -58,8 +64,13 @@ def build() -> CaptionNetwork:
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Scenes to train on: pictures [N,3,S,S] in bytes, and the tokens of each scene's captions, the main one first."""
+class CaptionedScenes:
+    """Scenes to train on.
+
+    Args:
+        pictures: [N,3,S,S] in bytes.
+        captions: The tokens of each scene's captions, the main one first.
+    """
 
     pictures: Tensor
     captions: list[list[Tensor]]
@@ -68,42 +79,66 @@ class Drawn:
         return len(self.pictures)
 
     def shuffled(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Give an epoch's batches, in any order; each half is mirrored in its own way, and its words with it."""
+        """Give an epoch's batches of pixels and tokens in random order, each half mirrored, and its words with it."""
         for rows in torch.randperm(len(self))[: len(self) // _BATCH * _BATCH].split(_BATCH):
-            tokens = [_one_of(self.captions[row]) for row in rows.tolist()]
+            tokens = [_sample(self.captions[row]) for row in rows.tolist()]
             halves = zip(self.pictures[rows].chunk(2), _padded(tokens).chunk(2), strict=True)
-            both = [_mirrored(*half) for half in halves]
-            yield pixels_of(torch.cat([pictures for pictures, _ in both])), torch.cat([said for _, said in both])
+            mirrored = [_mirrored(*half) for half in halves]
+            pictures = torch.cat([pictures for pictures, _ in mirrored])
+            yield pixels_of(pictures), torch.cat([tokens for _, tokens in mirrored])
 
     def in_order(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Give the scenes as they are, with their main captions."""
+        """Give batches of pixels and tokens of the scenes as they are, with their main captions."""
         for rows in torch.arange(len(self)).split(_BATCH):
             yield pixels_of(self.pictures[rows]), _padded([self.captions[row][0] for row in rows.tolist()])
 
 
-def draw_captioned(seeds: Sequence[int], workers: int = 2, progress: bool = False) -> Drawn:
-    """Draw the scenes of some seeds with their captions, in several processes."""
+def draw_captioned(seeds: Sequence[int], workers: int = 2, progress: bool = False) -> CaptionedScenes:
+    """Draw scenes with their captions, in several processes.
+
+    Args:
+        seeds: The scenes.
+        workers: The number of processes.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The pictures and captions.
+    """
     chunks = [seeds[start : start + _CHUNK] for start in range(0, len(seeds), _CHUNK)]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        parts = list(tqdm(pool.map(_draw_chunk, chunks), total=len(chunks), unit="chunk", disable=not progress))
+        drawn = list(tqdm(pool.map(_draw_chunk, chunks), total=len(chunks), unit="chunk", disable=not progress))
     words = vocabulary()
-    captions = [[torch.tensor(words.encode(text.split())) for text in texts] for _, chunk in parts for texts in chunk]
-    return Drawn(torch.cat([pictures for pictures, _ in parts]), captions)
+    captions = [[torch.tensor(words.encode(text.split())) for text in texts] for _, chunk in drawn for texts in chunk]
+    return CaptionedScenes(torch.cat([pictures for pictures, _ in drawn]), captions)
 
 
 def train(
     folder: Path, *, epochs: int = 16, count: int = 20_000, seed: int = 0, workers: int = 2, progress: bool = False
 ) -> Progress:
-    """Train the network on `count` scenes and write it into a folder, as `files.write_folder` does.
+    """Train the network and write it into a folder, in gradlight's own format.
 
-    The defaults are those of the bundled captioner. The state of the training lies in the folder until the end, and a
-    training that was stopped goes on from its last epoch. Raises GradlightError for numbers that are no training.
+    The defaults are those of the bundled captioner. The state of the training is kept in the folder until the end, and
+    a training that was stopped goes on from its last epoch.
+
+    Args:
+        folder: The folder to write.
+        epochs: Passes over the scenes.
+        count: The number of training scenes.
+        seed: Of torch's random numbers.
+        workers: Processes that draw the scenes.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The losses of the training.
+
+    Raises:
+        GradlightError: If a number is too small, or the folder cannot be written.
     """
     if epochs < 1 or count < _BATCH:
         raise GradlightError(f"Training takes at least 1 epoch and {_BATCH} scenes; got {epochs} and {count}.")
     keep = prepare(folder)
     drawn = draw_captioned(scenes.TRAINING[:count], workers, progress)
-    held = draw_captioned(scenes.TRAINING[-_VALIDATION:], workers, progress)
+    held = draw_captioned(scenes.TRAINING[-_VALIDATION_COUNT:], workers, progress)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build().to(memory_format=torch.channels_last)
@@ -136,7 +171,14 @@ def _draw_chunk(seeds: Sequence[int]) -> tuple[Tensor, list[list[str]]]:
 
 
 def main_caption(scene: scenes.Scene) -> str:
-    """Give the caption to learn first: the object, or the two largest. How they lie is said in the others."""
+    """Give the main caption: the object, or the two largest; the other captions say how they lie to each other.
+
+    Args:
+        scene: A scene.
+
+    Returns:
+        Its caption.
+    """
     if len(scene.objects) == 1:
         return scene.captions[0]
     first, second = sorted(scene.objects, key=lambda thing: -int(thing.mask.sum()))[:2]
@@ -149,8 +191,8 @@ def pixels_of(pictures: Tensor) -> Tensor:
     return ((pictures.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-def _one_of(captions: Sequence[Tensor]) -> Tensor:
-    return captions[0] if torch.rand(()) < _MAIN else captions[int(torch.randint(len(captions), ()))]
+def _sample(captions: Sequence[Tensor]) -> Tensor:
+    return captions[0] if torch.rand(()) < _MAIN_CAPTION_SHARE else captions[int(torch.randint(len(captions), ()))]
 
 
 def _padded(tokens: Sequence[Tensor]) -> Tensor:
@@ -158,11 +200,11 @@ def _padded(tokens: Sequence[Tensor]) -> Tensor:
 
 
 def _mirrored(pictures: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Mirror a batch or not, across and down; left becomes right, and above below."""
+    """Mirror a batch at random, horizontally and vertically; left becomes right, and above below."""
     numbers = {word: number for number, word in enumerate(sentences.WORDS, start=1)}
-    for dim, (one, other) in ((3, ("left", "right")), (2, ("above", "below"))):
+    for dim, (word, mirrored_word) in ((3, ("left", "right")), (2, ("above", "below"))):
         if torch.rand(()) < 0.5:
-            a, b = numbers[one], numbers[other]
+            a, b = numbers[word], numbers[mirrored_word]
             pictures = pictures.flip(dim)
             tokens = torch.where(tokens == a, b, torch.where(tokens == b, a, tokens))
     return pictures, tokens

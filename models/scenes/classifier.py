@@ -1,4 +1,4 @@
-"""The bundled classifier of generated scenes: a slim ResNet, its training, and how well it does on held-out scenes."""
+"""The bundled classifier of generated scenes: a slim ResNet, its training, and its score on held-out scenes."""
 
 from __future__ import annotations
 
@@ -48,13 +48,23 @@ STD = (0.229, 0.224, 0.225)
 """The network takes (pixels / 255 − MEAN) / STD, per channel."""
 
 BATCH = 64
-_RATE, _DECAY = 4e-3, 0.02
+_LEARNING_RATE, _WEIGHT_DECAY = 4e-3, 0.02
 _CHUNK = 250
+
+
+# --- the network and its score ---
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a training did: how much it saw, and its mean average precision on held-out scenes."""
+    """The result of a training.
+
+    Args:
+        epochs: Passes over the training scenes.
+        training_scenes: Their number.
+        held_out_scenes: The number of scenes that the score is of.
+        mean_average_precision: The score on these.
+    """
 
     epochs: int
     training_scenes: int
@@ -71,7 +81,14 @@ class Report:
 def build() -> nn.Module:
     """Make the untrained network: timm's ResNet, stages of 16 to 128 channels at 1/2, 1/4, 1/8 and 1/16 of the pixels.
 
-    It takes pixels [B,3,160,160], normalised by MEAN and STD, to one logit per class of the scenes [B,16].
+    Returns:
+        A network from pixels [B,3,160,160], normalised by MEAN and STD, to one logit per class of the scenes [B,16].
+
+    Example:
+        >>> import torch
+        >>> from gradlight.models.scenes.classifier import build
+        >>> build()(torch.zeros(1, 3, 160, 160)).shape
+        torch.Size([1, 16])
     """
     network: Any = ResNet(
         cast(Any, BasicBlock),
@@ -86,7 +103,7 @@ def build() -> nn.Module:
 
 
 def bundled_path() -> Path:
-    """Give the place of the weights that come with the package."""
+    """Give the path of the weights that come with the package."""
     return Path(str(files("gradlight.data"))) / "bundled" / "scenes.safetensors"
 
 
@@ -98,39 +115,71 @@ def load_bundled() -> nn.Module:
 
 
 def average_precision(scores: npt.NDArray[np.float64], present: npt.NDArray[np.bool_]) -> float:
-    """Average, over the present ones, the precision at the threshold that just lets each one in (no interpolation).
+    """Average, over the positives, the precision at the threshold that just accepts each one (no interpolation).
 
-    scores and present: [N]. Equal scores are let in together, so the order of the rows makes no difference. NaN when
-    nothing is present.
+    Equal scores are accepted together, so the order of the rows makes no difference.
+
+    Args:
+        scores: [N].
+        present: [N], whether each is a positive.
+
+    Returns:
+        The average precision; NaN if there are no positives.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradlight.models.scenes.classifier import average_precision
+        >>> average_precision(np.array([3.0, 2.0, 1.0, 0.0]), np.array([True, False, False, True]))
+        0.75
     """
-    found = scores[present]
-    if not len(found):
+    positives = scores[present]
+    if not len(positives):
         return float("nan")
-    right, all_in = (len(s) - np.searchsorted(np.sort(s), found, side="left") for s in (found, scores))
-    return float(np.mean(right / all_in))
+    accepted_positives, accepted = (
+        len(s) - np.searchsorted(np.sort(s), positives, side="left") for s in (positives, scores)
+    )
+    return float(np.mean(accepted_positives / accepted))
 
 
 def mean_average_precision(
     network: nn.Module, seeds: Sequence[int], progress: bool = False
 ) -> tuple[float, dict[str, float]]:
-    """Give the mean over the classes of the average precision on the scenes of some seeds, and each class's own.
+    """Score a network by the mean over the classes of the average precision.
 
-    A class that none of the scenes shows has no average precision (NaN), and the mean leaves it out.
+    Args:
+        network: A network as `build` makes it.
+        seeds: The scenes.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The mean, and each class's own average precision: NaN for a class that none of the scenes shows, which the mean
+        leaves out.
     """
     scores, labels = [], []
     with preserved(network), torch.no_grad(), tqdm(total=len(seeds), unit="scene", disable=not progress) as bar:
         for start in range(0, len(seeds), _CHUNK):
             pictures, present = draw_many(seeds[start : start + _CHUNK])
-            scores.append(torch.cat([network(_pixels(part)) for part in pictures.split(BATCH)]).double().numpy())
+            logits = [network(_pixels(batch)) for batch in pictures.split(BATCH)]
+            scores.append(torch.cat(logits).double().numpy())
             labels.append(present.numpy() > 0)
             bar.update(len(present))
     columns = zip(np.concatenate(scores).T, np.concatenate(labels).T, strict=True)
-    each = dict(zip(scenes.CLASSES, (average_precision(s, p) for s, p in columns), strict=True))
-    return float(np.nanmean(list(each.values()))), each
+    by_class = dict(zip(scenes.CLASSES, (average_precision(s, p) for s, p in columns), strict=True))
+    return float(np.nanmean(list(by_class.values()))), by_class
+
+
+# --- drawing scenes ---
 
 
 def draw_many(seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Draw the scenes of some seeds: pictures [N,3,S,S] in bytes, labels [N,classes]."""
+    """Draw scenes.
+
+    Args:
+        seeds: N seeds.
+
+    Returns:
+        Pictures [N,3,S,S] in bytes, and labels [N,classes].
+    """
     drawn = [scenes.draw(seed, SIZE) for seed in seeds]
     pictures = torch.from_numpy(np.stack([scene.array for scene in drawn]))
     return pictures.permute(0, 3, 1, 2).contiguous(), torch.from_numpy(np.stack([scene.labels for scene in drawn]))
@@ -141,37 +190,69 @@ def _pixels(pictures: Tensor) -> Tensor:
     return ((pictures.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-class Training:
-    """A training of the network on `count` scenes, epoch by epoch, that can be put aside and taken up again.
+def draw_in_parallel(seeds: Sequence[int], workers: int, progress: bool) -> tuple[Tensor, Tensor]:
+    """Draw scenes as `draw_many` does, in several processes.
 
-    It draws from torch's own random numbers, for the first weights too: seed them before it is made.
+    Args:
+        seeds: N seeds.
+        workers: The number of processes.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Pictures [N,3,S,S] in bytes, and labels [N,classes].
+    """
+    chunks = [seeds[start : start + _CHUNK] for start in range(0, len(seeds), _CHUNK)]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        drawn = list(tqdm(pool.map(draw_many, chunks), total=len(chunks), unit="chunk", disable=not progress))
+    return torch.cat([pictures for pictures, _ in drawn]), torch.cat([labels for _, labels in drawn])
+
+
+# --- training ---
+
+
+class Training:
+    """A training of the network, epoch by epoch, that can be saved and resumed.
+
+    It draws from torch's own random numbers, also for the initial weights: seed them before it is made.
+
+    Args:
+        count: The number of training scenes.
+        epochs: The number of epochs, which the learning rate depends on.
     """
 
     def __init__(self, count: int, epochs: int) -> None:
         self.steps = count // BATCH
         self.network = build().to(memory_format=torch.channels_last).train()
-        self._optimiser = torch.optim.AdamW(self.network.parameters(), lr=_RATE, weight_decay=_DECAY)
-        total = epochs * self.steps
-        self._schedule = torch.optim.lr_scheduler.OneCycleLR(self._optimiser, _RATE, total_steps=total, pct_start=0.15)
-        self._parts: dict[str, Any] = {"network": self.network, "optimiser": self._optimiser}
-        self._parts["schedule"] = self._schedule
+        self._optimiser = torch.optim.AdamW(self.network.parameters(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
+        self._schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self._optimiser, _LEARNING_RATE, total_steps=epochs * self.steps, pct_start=0.15
+        )
+        self._stateful: dict[str, Any] = {"network": self.network, "optimiser": self._optimiser}
+        self._stateful["schedule"] = self._schedule
 
     def epoch(self, pictures: Tensor, labels: Tensor, bar: Any) -> None:
-        """Pass once over the scenes; bar: moves one on with each step, and shows its loss."""
+        """Train on every scene once.
+
+        Args:
+            pictures: [N,3,S,S] in bytes.
+            labels: [N,classes].
+            bar: A tqdm bar, which shows each step and its loss.
+        """
         for rows in torch.randperm(len(pictures))[: self.steps * BATCH].split(BATCH):
-            loss = _step(self.network, _turned(pictures[rows]), labels[rows], self._optimiser)
+            loss = _step(self.network, _augmented(pictures[rows]), labels[rows], self._optimiser)
             self._schedule.step()
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             bar.update()
 
     def state(self) -> dict[str, Any]:
         """Give all that the next epoch depends on, torch's random numbers included."""
-        return {**{name: part.state_dict() for name, part in self._parts.items()}, "random": torch.get_rng_state()}
+        states = {name: stateful.state_dict() for name, stateful in self._stateful.items()}
+        return {**states, "random": torch.get_rng_state()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go back to where `state` was taken."""
-        for name, part in self._parts.items():
-            part.load_state_dict(state[name])
+        """Go back to a state that `state` gave."""
+        for name, stateful in self._stateful.items():
+            stateful.load_state_dict(state[name])
         torch.set_rng_state(state["random"])
 
 
@@ -185,12 +266,27 @@ def train(
     workers: int = 2,
     progress: bool = False,
 ) -> Report:
-    """Train the network on `count` scenes with binary cross-entropy, and write its weights as safetensors.
+    """Train the network with binary cross-entropy, and write its weights as safetensors.
 
     Every scene is mirrored and turned by right angles at random. The defaults are those of the bundled weights. The
     file is written at the end; until then an interruption leaves nothing behind.
+
+    Args:
+        output: The file to write.
+        epochs: Passes over the scenes.
+        count: The number of training scenes.
+        held_out: The number of scenes for the score.
+        seed: Of torch's random numbers.
+        workers: Processes that draw the scenes.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The result.
+
+    Raises:
+        GradlightError: If the file cannot be written, or a number is too small.
     """
-    _check(output, epochs, count, held_out)
+    _check_arguments(output, epochs, count, held_out)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         training = Training(count, epochs)
@@ -206,8 +302,8 @@ def train(
     return report
 
 
-def _check(output: Path, epochs: int, count: int, held_out: int) -> None:
-    """Refuse, before the long work, what would fail after it."""
+def _check_arguments(output: Path, epochs: int, count: int, held_out: int) -> None:
+    """Raise GradlightError, before the long work, for what would fail after it."""
     if not output.parent.is_dir():
         raise GradlightError(f"{output}: there is no folder {output.parent} to write the weights into. Make it first.")
     if output.is_dir():
@@ -221,20 +317,12 @@ def _check(output: Path, epochs: int, count: int, held_out: int) -> None:
         )
 
 
-def draw_in_parallel(seeds: Sequence[int], workers: int, progress: bool) -> tuple[Tensor, Tensor]:
-    """Draw scenes as `draw_many` does, in processes of their own."""
-    chunks = [seeds[start : start + _CHUNK] for start in range(0, len(seeds), _CHUNK)]
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        parts = list(tqdm(pool.map(draw_many, chunks), total=len(chunks), unit="chunk", disable=not progress))
-    return torch.cat([pictures for pictures, _ in parts]), torch.cat([labels for _, labels in parts])
-
-
-def _turned(pictures: Tensor) -> Tensor:
+def _augmented(pictures: Tensor) -> Tensor:
     """Mirror and turn a batch by right angles, each quarter of it in its own way."""
-    return torch.cat([_turn(part) for part in pictures.chunk(4)])
+    return torch.cat([_mirrored_and_turned(quarter) for quarter in pictures.chunk(4)])
 
 
-def _turn(pictures: Tensor) -> Tensor:
+def _mirrored_and_turned(pictures: Tensor) -> Tensor:
     mirrored = pictures.flip(3) if torch.rand(()) < 0.5 else pictures
     return torch.rot90(mirrored, int(torch.randint(4, ())), (2, 3))
 

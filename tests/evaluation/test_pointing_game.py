@@ -138,7 +138,7 @@ def test_the_gradient_sent_back_is_the_spatial_softmax() -> None:
     assert torch.allclose(grid.grad, wanted, atol=1e-7)
     assert objective.loss(pixels).shape == (2,)
     parts = GridObjective(Grid(), ClassLabels(list("abc")), parse(["a", "b"])).rows(1, 2, 2)
-    assert parts.asked == [["b"]]
+    assert parts.target_specs == [["b"]]
     assert isinstance(parts, GridObjective)
 
 

@@ -137,7 +137,7 @@ def test_any_objective_is_explained(oracle: Oracle, case: str, step: str, monkey
     wanted = oracle.read(f"meta/{case}.npz")
     model, pixels, target = oracle.asked(case)
     objective = model.objective(target)
-    other = LogProbability(model.network, objective.labels, objective.asked)
+    other = LogProbability(model.network, objective.labels, objective.target_specs)
     monkeypatch.setattr(model, "objective", lambda target: other)
     signed = ["linear_approx", "gradient_sum", "grad_cam_norelu"]
     methods = [METHODS[name] for name in META_METHODS]

@@ -272,8 +272,8 @@ def test_scores_and_losses_pass_gradients() -> None:
 
 def test_rows_are_those_images_targets() -> None:
     asked = objective([0, 1, 2, 3])
-    assert asked.rows(1, 3, 4).asked == [[1], [2]]
-    assert objective("c3").rows(1, 3, 4).asked == [["c3"]]
+    assert asked.rows(1, 3, 4).target_specs == [[1], [2]]
+    assert objective("c3").rows(1, 3, 4).target_specs == [["c3"]]
     with pytest.raises(GradlightError, match="4 targets for 5 images"):
         asked.rows(0, 2, 5)
     with pytest.raises(GradlightError, match="4 targets for 3 images"):

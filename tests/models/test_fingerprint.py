@@ -133,8 +133,8 @@ def test_every_change_is_noticed_and_nothing_else(change: str) -> None:
 def test_nothing_is_hashed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     net = network()
     known = fingerprint(net)
-    monkeypatch.setattr(module, "raw", None)
-    monkeypatch.setattr(module, "_weights_sha256", None)
+    monkeypatch.setattr(module, "raw_bytes", None)
+    monkeypatch.setattr(module, "_hash_weights", None)
     assert fingerprint(net) == known
     assert weights_sha256(net) == known.weights
 
@@ -146,7 +146,7 @@ def test_running_and_explaining_a_network_changes_nothing(source: str, monkeypat
     gl.explain(model, pixels)
     known = fingerprint(model.network)
     gl.explain(model, pixels, meta=gl.Meta(0.01))
-    monkeypatch.setattr(module, "_weights_sha256", None)
+    monkeypatch.setattr(module, "_hash_weights", None)
     assert fingerprint(model.network) == known
 
 

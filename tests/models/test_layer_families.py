@@ -240,10 +240,10 @@ def test_a_layer_whose_gradient_is_zero_names_the_one_to_use():
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ("head", r"'head' is not spatial: \[1, 5\] is no grid of places in the image"),
+        ("head", r"'head' is not spatial: \[1, 5\] is no grid of locations in the image"),
         (
             "blocks.0.drop_path1",
-            "'blocks.0.drop_path1' is what 'blocks.0.attn.proj' made, handed on.*is 'blocks.0.attn'",
+            "'blocks.0.drop_path1' is that of 'blocks.0.attn.proj', passed on unchanged.*is 'blocks.0.attn'",
         ),
         ("unused", "'unused' did not run by this name"),
         ("made_of_weights", "'made_of_weights' has no gradient"),

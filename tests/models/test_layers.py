@@ -245,7 +245,7 @@ def test_layers_are_found_by_name_by_glob_and_by_kind():
         "relu": r"No layer is called 'relu'. `model.layers\(\)` lists the 9",
         "1*0": r"No spatial layer.* matches '1\*0'",
         "11": r"The output of '11' is not spatial.* The nearest spatial layer before it is '8'",
-        "6": r"The output of '6' is what '5' made, handed on. The nearest spatial layer before it is '5'",
+        "6": r"The output of '6' is that of '5', passed on unchanged. The nearest spatial layer before it is '5'",
     }.items():
         with pytest.raises(gl.GradlightError, match=message):
             asked(wrong)

@@ -262,7 +262,7 @@ def test_a_measured_mirror_and_bgr_and_grey() -> None:
 @pytest.mark.parametrize(
     ("step", "reason"),
     [
-        (transforms.RandomResizedCrop(64), "not do the same each time"),
+        (transforms.RandomResizedCrop(64), "not give the same pixels each time"),
         (transforms.Compose([transforms.Resize((64, 64)), transforms.RandomRotation((30, 30))]), "more than scale"),
         (transforms.Compose([transforms.Resize((64, 64)), transforms.RandomRotation((90, 90))]), "more than scale"),
         (transforms.Lambda(lambda picture: Image.new("RGB", (8, 8))), "more than scale"),

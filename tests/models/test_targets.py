@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradlight.errors import GradlightError
-from gradlight.models.class_objective import Class, Rank, parse, resolve, rows_for
+from gradlight.models.class_objective import Class, Rank, check_row_count, parse, resolve
 
 LABELS = [
     "cat",
@@ -93,10 +93,10 @@ def test_images_may_have_different_numbers_of_targets() -> None:
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_the_count_must_fit_the_images(count: int) -> None:
-    rows_for([1], count)
-    rows_for([1] * count, count)
+    check_row_count([1], count)
+    check_row_count([1] * count, count)
     with pytest.raises(GradlightError, match=rf"2 targets for {count} images.*\[\[\"cat\", \"dog\"\]\]"):
-        rows_for([1, 2], count)
+        check_row_count([1, 2], count)
 
 
 @pytest.mark.parametrize("index", [-1, 12, 10**30, "-1", "99"])
