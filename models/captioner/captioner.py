@@ -120,6 +120,12 @@ class Captioner(Explainable):
 
         Raises:
             GradlightError: for what is no target, and for unknown words.
+
+        Example:
+            >>> model = gl.captioner("scenes", device="cpu")
+            >>> score = model.objective("a [red star] above a blue ring")(torch.zeros(1, 3, 160, 160))
+            >>> list(score.shape)
+            [1, 1]
         """
         specs = parse(target, self.vocabulary, self.unk if unk is None else unk)
         return CaptionObjective(self.network, self.vocabulary, specs, decoding=self.decoding, count_end=self.count_end)

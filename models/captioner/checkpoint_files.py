@@ -69,7 +69,8 @@ def find_checkpoint_files(path: PathLike) -> CheckpointFiles:
     if name.endswith(".ckpt"):
         raise GradlightError(
             f"{format_path(file)}: a Lightning checkpoint. Its vocabulary and options are pickles inside tensors"
-            " (_vocab, _opt), which could run programs, and are not opened. Give model.pth and infos_<id>.pkl of the training."
+            " (_vocab, _opt), which could run programs, and are not opened. Give model.pth and infos_<id>.pkl of the"
+            " training."
         )
     if name.endswith(".tar"):
         return CheckpointFiles("tutorial", file, _find_word_map(file, names))

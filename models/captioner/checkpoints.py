@@ -21,7 +21,7 @@ from ..zoo import LIBRARIES
 from .checkpoint_files import CheckpointFiles, find_checkpoint_files
 from .decoder import KEPT, REMOVED, REPLACED, SpecialTokens
 from .encoder import FeaturePooling, ResNetPlan, build_resnet, infer_plan, resnet_trunk
-from .format import Checkpoint, naming_file, read_folder, read_json, validated_encoder
+from .format import MAX_LENGTH, Checkpoint, naming_file, read_folder, read_json, validated_encoder
 from .safe_pickle import InertNamespace, read_pickle
 from .state_dicts import RecognisedDecoder, build_decoder, read_modules, read_weights, recognise
 from .vocabulary import Vocabulary
@@ -30,7 +30,6 @@ __all__ = ["Checkpoint", "build_encoder", "find_encoder", "read_checkpoint"]
 
 _DEFAULT_LABEL_LENGTH = 16
 _DEFAULT_MAX_LENGTH = 20
-_MAX_LENGTH = 1000
 _GRID = 14
 _FINETUNED_SIZE = 224
 _TUTORIAL_LENGTH = 51
@@ -182,7 +181,7 @@ def _max_length(family: str, options: Mapping[Any, Any], infos: Mapping[Any, Any
 
 def _length(value: Any, default: int) -> int:
     """Return a value if it can be a length, and the default otherwise."""
-    is_length = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MAX_LENGTH
+    is_length = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_LENGTH
     return value if is_length else default
 
 

@@ -24,7 +24,7 @@ from .bleu import bleu
 from .checkpoints import build_encoder
 from .decoder import Decoder, SpecialTokens
 from .encoder import CaptionNetwork, ResNetPlan
-from .format import Checkpoint, write_folder
+from .format import MAX_LENGTH, Checkpoint, write_folder
 from .search import generate
 from .state_dicts import FAMILIES
 from .trainer import TrainingSettings, fit, prepare
@@ -43,7 +43,7 @@ __all__ = [
 PREPROCESSING = Preprocessing()
 
 _ATTENTION_FAMILIES = ("att2in2", "soft attention")
-_MAX_LENGTH = 999
+_MAX_WORDS = MAX_LENGTH - 1  # END is a token too
 _PROBE_SIZE = 64
 _MAX_EXAMPLES = 3
 _UNREADABLE = "photos that cannot be read"
@@ -381,10 +381,10 @@ def _check_task(task: CaptionTask, workers: int) -> None:
     numbers = {name: value for name, value in asdict(task).items() if type(value) is int and name != "seed"}
     if too_low := [f"{name}={value}" for name, value in numbers.items() if value < 1]:
         raise GradlightError(f"{', '.join(too_low)}: each of these must be 1 or more.")
-    if workers < 0 or task.length > _MAX_LENGTH or task.rate <= 0 or task.encoder_rate < 0:
+    if workers < 0 or task.length > _MAX_WORDS or task.rate <= 0 or task.encoder_rate < 0:
         raise GradlightError(
             f"workers={workers}, length={task.length}, rate={task.rate} and encoder_rate={task.encoder_rate} make no"
-            f" training: length must be at most {_MAX_LENGTH}, rate above 0, and the others not below 0."
+            f" training: length must be at most {_MAX_WORDS}, rate above 0, and the others not below 0."
         )
 
 

@@ -28,6 +28,7 @@ from .state_dicts import build_decoder, feature_width, load_strictly
 from .vocabulary import Vocabulary
 
 __all__ = [
+    "MAX_LENGTH",
     "RECORD",
     "WEIGHTS",
     "Checkpoint",
@@ -40,11 +41,12 @@ __all__ = [
 
 RECORD = "captioner.json"
 WEIGHTS = "captioner.safetensors"
+MAX_LENGTH = 1000
+"""The largest `max_length` of a decoder, in tokens."""
 
 _FORMAT = "gradlight-captioner"
 _VERSION = 1
 _MAX_BYTES = 64 << 20
-_MAX_LENGTH = 1000
 _MAX_SIDE = 1 << 14
 _BOX_FEATURES = 5
 _END_RULES = {"replaced": REPLACED, "kept": KEPT, "leaves": REMOVED}
@@ -146,7 +148,7 @@ def read_folder(folder: PathLike) -> Checkpoint:
         pooling = FeaturePooling.from_json(_get(record, "reading", dict))
         max_length = _get(record, "max_length", int)
         facts = _get(record, "facts", dict)
-        if end_rule is None or not 1 <= max_length <= _MAX_LENGTH:
+        if end_rule is None or not 1 <= max_length <= MAX_LENGTH:
             raise GradlightError(f"finishing={record['finishing']!r} or max_length={max_length!r} is out of range.")
     weights = path.with_name(WEIGHTS)
     tensors = read_state(weights)
@@ -192,7 +194,14 @@ def validated_encoder(
 
 @contextlib.contextmanager
 def naming_file(path: PathLike) -> Iterator[None]:
-    """Prefix the GradlightErrors inside the block with the name of the file that they are raised for."""
+    """Prefix the GradlightErrors inside the block with the name of the file that they are raised for.
+
+    Example:
+        >>> with naming_file("captioner.json"):
+        ...     raise GradlightError("It is damaged.")
+        Traceback (most recent call last):
+        gradlight.errors.GradlightError: captioner.json: It is damaged.
+    """
     try:
         yield
     except GradlightError as error:

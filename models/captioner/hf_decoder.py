@@ -183,6 +183,7 @@ class HFDecoder(Decoder):
 
     def __init__(self, network: Any, family: HFFamily, tokenizer: SubwordTokenizer) -> None:
         super().__init__(tokenizer.special_tokens, _max_length(family.generator(network)), _END_RULE)
+        # The names `parts` and `bridge` are in the keys of the state dict, and so in the weights' fingerprint.
         self.parts = nn.ModuleDict(family.text_modules(network))
         self.tokenizer, self.run_decoder = tokenizer, family.run_decoder
 

@@ -53,6 +53,11 @@ class FC(Decoder):
         max_length: the default limit of the search, in tokens.
         end_rule: what the beam search does with an ended beam.
         dropout: the probability of dropout in training mode.
+
+    Example:
+        >>> decoder = FC(SpecialTokens(0, 0), features=8, embed=4, size=6, rows=5, columns=5)
+        >>> list(decoder.log_probs({"fc": torch.zeros(2, 8)}, torch.tensor([[1, 2], [3, -1]])).shape)
+        [2, 3, 5]
     """
 
     def __init__(
@@ -165,6 +170,11 @@ class Att2in2(Decoder):
         max_length: the default limit of the search, in tokens.
         end_rule: what the beam search does with an ended beam.
         dropout: the probability of dropout in training mode.
+
+    Example:
+        >>> decoder = Att2in2(SpecialTokens(0, 0), location_features=8, embed=4, size=6, attention=3, rows=5, columns=5)
+        >>> list(decoder.log_probs({"att": torch.zeros(2, 49, 8)}, torch.tensor([[1, 2], [3, -1]])).shape)
+        [2, 3, 5]
     """
 
     def __init__(

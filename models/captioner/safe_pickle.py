@@ -56,6 +56,16 @@ def read_pickle(path: PathLike) -> Any:
 
     Raises:
         GradlightError: for every other file.
+
+    Example:
+        >>> from pathlib import Path
+        >>> size = Path("infos_a.pkl").write_bytes(pickle.dumps({"vocab": {"1": "star"}}))
+        >>> read_pickle("infos_a.pkl")
+        {'vocab': {'1': 'star'}}
+        >>> size = Path("infos_b.pkl").write_bytes(pickle.dumps({"vocab": print}))
+        >>> read_pickle("infos_b.pkl")
+        Traceback (most recent call last):
+        gradlight.errors.GradlightError: infos_b.pkl: the file names 'builtins.print', which must not be in ...
     """
     with open_untrusted(path) as (stream, size), reading_as(path, "the pickle of a captioner's vocabulary and options"):
         if size > _MAX_BYTES:

@@ -147,6 +147,12 @@ def generate(
 
     Raises:
         GradlightError: if beam_size or max_length is below 1, or if the length penalty is unknown.
+
+    Example:
+        >>> network = gl.captioner("scenes", device="cpu").network
+        >>> tokens, log_prob = generate(network.decoder, network.features(torch.zeros(1, 3, 160, 160)), max_length=4)[0]
+        >>> len(tokens) <= 4, log_prob < 0
+        (True, True)
     """
     hypotheses = beam_search(
         decoder,

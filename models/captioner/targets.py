@@ -212,6 +212,12 @@ def parse(target: Any, vocabulary: Vocabulary, unk: str) -> list[list[CaptionTar
 
     Raises:
         GradlightError: for every other target, and for words that are not in the vocabulary.
+
+    Example:
+        >>> from gradlight.models.captioner.decoder import SpecialTokens
+        >>> vocabulary = Vocabulary({1: "a", 2: "red", 3: "star"}, SpecialTokens(bos=0, end=0))
+        >>> parse("a [red star]", vocabulary, unk="error")[0][0].span
+        (1, 3)
     """
     if not isinstance(target, (list, tuple)) or _are_words(target):
         return [_parse_entry(target, vocabulary, unk)]

@@ -145,7 +145,7 @@ def test_real_captions(shared: Path):
         (
             ["a dog", "a cat"],
             5,
-            "No word occurs 5 times; the most frequent, 'a', has a count of 2. Lower the threshold",
+            "No word occurs 5 times; the most frequent, 'a', has a count of 2. Lower",
         ),
         ([("a dog", "a cat")], 1, "one text or a list of single words, but a word here is 'a dog'"),
         ([["a", ""]], 1, "a word here is ''"),

@@ -363,7 +363,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
         gl.captioner(f"transformers/{tmp_path}")
 
 
-# --- subwords and words ------------------------------------------------------------------------------------------------
+# --- subwords and words ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
