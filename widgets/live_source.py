@@ -212,7 +212,7 @@ class CaptionedImage(LiveSource):
         """Bring a sentence, with brackets around some words or without, to the words that the captioner knows."""
         if " ".join(self.sentence(image, asked)) in self._captions:
             return " ".join(asked.split())
-        found = self.model.objective(asked).asked[0][0]
+        found = self.model.objective(asked).target_specs[0][0]
         if found.tokens is None:
             raise GradlightError(f'{asked!r} is only a part of a caption. Write the whole of it: "a [red star] above".')
         words = self.model.vocabulary.decode(found.tokens)

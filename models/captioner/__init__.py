@@ -1,4 +1,4 @@
-"""Captioners: a ResNet and a recurrent decoder behind the common objective."""
+"""Image captioners: a vision encoder and a text decoder behind the common objective interface."""
 
 from .captioner import Captioner, captioner
 from .checkpoints import Checkpoint, read_checkpoint

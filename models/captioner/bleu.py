@@ -1,4 +1,4 @@
-"""BLEU: how many of a caption's runs of one to four words occur in what people wrote."""
+"""The BLEU score of captions: which of their n-grams of one to four words occur in the reference captions."""
 
 from __future__ import annotations
 
@@ -14,36 +14,50 @@ _ORDERS = (1, 2, 3, 4)
 
 
 def bleu(references: Sequence[Sequence[Sequence[str]]], hypotheses: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Score captions of N images against what people wrote: "BLEU-1" to "BLEU-4" of the whole corpus, 0 to 1.
+    """Compute the BLEU of captions of N images against reference captions (Papineni et al., 2002), as nltk does.
 
-    references: the word lists of every image; hypotheses: one word list per image. As nltk computes it (Papineni et
-    al. 2002), without smoothing: 0 if no run of that many words is shared. nltk counts one missed run for a hypothesis
-    that is too short to have any. Raises GradlightError for counts that differ, for none, and for texts instead of
-    word lists.
+    No smoothing: the score is 0 if no n-gram of that order is shared. nltk counts one missed n-gram for a hypothesis
+    that is too short to have any.
+
+    Args:
+        references: for every image the word lists of its reference captions.
+        hypotheses: for every image one word list.
+
+    Returns:
+        "BLEU-1" to "BLEU-4" of the corpus, from 0 to 1.
+
+    Raises:
+        GradlightError: if the counts differ, if there are no captions, and for texts instead of word lists.
+
+    Example:
+        >>> scores = bleu([[["a", "red", "star"], ["a", "star"]]], [["a", "red", "ring"]])
+        >>> f"{scores['BLEU-1']:.2f} {scores['BLEU-2']:.2f} {scores['BLEU-3']:.2f}"
+        '0.67 0.58 0.00'
     """
-    _check(references, hypotheses)
-    # Where runs of n words are shared, shorter ones are too; nltk warns of orders without any and does not give 0.
-    shared = [n for n in _ORDERS if _any_shared(references, hypotheses, n)]
-    weights = [(1 / n,) * n for n in shared] or [(1.0,)]
+    _check_word_lists(references, hypotheses)
+    # Where n-grams are shared, shorter ones are too; nltk warns of orders without any and does not give 0.
+    orders = [n for n in _ORDERS if _any_shared(references, hypotheses, n)]
+    weights = [(1 / n,) * n for n in orders] or [(1.0,)]
     scores = corpus_bleu(references, hypotheses, weights=weights)
-    known = dict(zip(shared, scores if isinstance(scores, list) else [scores], strict=False))
-    return {f"BLEU-{n}": float(known.get(n, 0.0)) for n in _ORDERS}
+    by_order = dict(zip(orders, scores if isinstance(scores, list) else [scores], strict=False))
+    return {f"BLEU-{n}": float(by_order.get(n, 0.0)) for n in _ORDERS}
 
 
 def _any_shared(references: Sequence[Sequence[Sequence[str]]], hypotheses: Sequence[Sequence[str]], order: int) -> bool:
+    """Return whether any hypothesis shares an n-gram of this order with its references."""
     pairs = zip(references, hypotheses, strict=True)
-    return any(modified_precision(written, said, order).numerator for written, said in pairs)
+    return any(modified_precision(captions, hypothesis, order).numerator for captions, hypothesis in pairs)
 
 
-def _check(references: Sequence[Sequence[Sequence[str]]], hypotheses: Sequence[Sequence[str]]) -> None:
+def _check_word_lists(references: Sequence[Sequence[Sequence[str]]], hypotheses: Sequence[Sequence[str]]) -> None:
     if len(references) != len(hypotheses):
         raise GradlightError(
             f"There are {len(hypotheses)} hypotheses for {len(references)} sets of references; give one per image."
         )
     if not hypotheses:
         raise GradlightError("BLEU of no captions is undefined; give at least one hypothesis with its references.")
-    for place, (written, said) in enumerate(zip(references, hypotheses, strict=True)):
-        if not written:
-            raise GradlightError(f"Image {place} has no reference; leave it out or give one.")
-        if texts := [words for words in (said, *written) if isinstance(words, str)]:
-            raise GradlightError(f"Image {place} has a text, {texts[0]!r}, not a list of words; divide it first.")
+    for image, (captions, hypothesis) in enumerate(zip(references, hypotheses, strict=True)):
+        if not captions:
+            raise GradlightError(f"Image {image} has no reference; leave it out or give one.")
+        if texts := [words for words in (hypothesis, *captions) if isinstance(words, str)]:
+            raise GradlightError(f"Image {image} has a text, {texts[0]!r}, not a list of words; split it first.")

@@ -1,7 +1,4 @@
-"""What every caption decoder is: a recurrent network that takes features in, then words, and predicts the next word.
-
-The log-probability of a caption: of each of its words given those before, and of END.
-"""
+"""The decoder interface: features in, then one token at a time; and the log-probability of every step of a caption."""
 
 from __future__ import annotations
 
@@ -16,8 +13,8 @@ from torch.nn import functional
 
 __all__ = [
     "KEPT",
-    "LEAVES",
     "PADDING",
+    "REMOVED",
     "REPLACED",
     "Decoder",
     "EndRule",
@@ -28,18 +25,29 @@ __all__ = [
 ]
 
 Features = Mapping[str, Tensor]
-"""What an encoder tells of B images: "fc" [B,F], their vector, "att" [B,N,D], their places, or both; "mask" [B,N]."""
+"""The encoder's features of B images: "fc" [B,F], one vector per image; "att" [B,N,D], one per location; "mask" [B,N].
+
+A decoder needs "fc" or "att"; "mask" is optional and says which locations exist.
+"""
 
 State = dict[str, Tensor]
-"""A decoder between two words: every tensor has a row per caption; the next word is read from "h" [B,R]."""
+"""The decoder's state between two tokens: every tensor has one row per caption; "h" [B,R] predicts the next token."""
 
 PADDING = -1
-"""The token behind the last word of the shorter captions of a batch."""
+"""Fills the shorter captions of a batch at the right."""
+
+_HALF_PRECISION = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Token numbers with a meaning: what comes before the first word, what ends a caption, and the unknown word."""
+    """The token numbers with a meaning.
+
+    Args:
+        bos: the token before the first word.
+        end: the token that ends a caption; it may have the number of BOS.
+        unk: the token of every unknown word; None where the vocabulary has none.
+    """
 
     bos: int
     end: int
@@ -48,79 +56,100 @@ class SpecialTokens:
 
 @dataclass(frozen=True)
 class EndRule:
-    """What happens to a beam that has said END.
+    """What a project's beam search does with a beam that has decoded END.
 
-    price: taken off its running sum, so that others take its place (1000), or it keeps it and goes on behind END (0).
-    shrinks: its place is not given to another. keeps_cut: beams that the length limit cut compete with finished ones.
+    Args:
+        penalty: is subtracted from the beam's sum of log-probabilities. 1000 makes another beam replace it; with 0 it
+            keeps its rank and is extended behind END.
+        shrinks: whether the number of open beams shrinks by one, so that no other beam replaces it.
+        keeps_truncated: whether beams that the length limit truncates compete with the ended ones.
     """
 
-    price: float
+    penalty: float
     shrinks: bool = False
-    keeps_cut: bool = True
+    keeps_truncated: bool = True
 
 
 REPLACED = EndRule(1000.0)
-"""ImageCaptioning.pytorch."""
+"""ImageCaptioning.pytorch: another beam replaces an ended one."""
 KEPT = EndRule(0.0)
-"""DiscCaptioning."""
-LEAVES = EndRule(math.inf, shrinks=True, keeps_cut=False)
-"""The soft-attention tutorial."""
+"""DiscCaptioning: an ended beam keeps its rank."""
+REMOVED = EndRule(math.inf, shrinks=True, keeps_truncated=False)
+"""The soft-attention tutorial: the beam shrinks by every ended one."""
 
 
 class Decoder(nn.Module):
-    """Predict captions word by word; a family writes `start` and `advance`.
+    """Predict captions token by token; a decoder family writes `start` and `advance`.
 
-    specials: the numbers of BOS, END and UNK. max_length: the most tokens (END counts) that `search.generate` makes unless
-    told otherwise. finishing: what its project's beam search does with a finished beam. logit reads the words off "h".
+    The linear layer `logit` maps the state's "h" to one logit per token.
+
+    Args:
+        special_tokens: the numbers of BOS, END and UNK.
+        max_length: the default limit of `search.generate`, in tokens, END included.
+        end_rule: what the beam search of the decoder's project does with an ended beam.
+        dropout: the probability of dropout in training mode.
     """
 
     logit: nn.Linear
 
-    def __init__(self, specials: SpecialTokens, max_length: int, finishing: EndRule, dropout: float = 0.5) -> None:
+    def __init__(self, special_tokens: SpecialTokens, max_length: int, end_rule: EndRule, dropout: float = 0.5) -> None:
         super().__init__()
-        self.specials, self.max_length, self.finishing = specials, max_length, finishing
+        self.special_tokens, self.max_length, self.end_rule = special_tokens, max_length, end_rule
         self.dropout = nn.Dropout(dropout)
 
     @abstractmethod
     def start(self, features: Features) -> State:
-        """Take the features in; no word has been said yet."""
+        """Read the features; the returned state has seen no token."""
 
     @abstractmethod
     def advance(self, state: State, tokens: Tensor) -> State:
-        """Take one word [B] of each caption in (BOS is the first)."""
+        """Read one token [B] of each caption (the first is BOS) and return the next state."""
 
     def predict(self, hidden: Tensor) -> Tensor:
-        """Give the log-probabilities [...,V] of the next word from "h" [...,R], float32 at least."""
+        """Return the log-probabilities [...,V] of the next token from "h" [...,R], at least float32."""
         logits = self.logit(self.dropout(hidden))
-        return functional.log_softmax(logits.float() if logits.dtype in _HALVES else logits, -1)
+        return functional.log_softmax(logits.float() if logits.dtype in _HALF_PRECISION else logits, -1)
 
     def log_probs(self, features: Features, tokens: Tensor) -> Tensor:
-        """Give the log-probabilities [B,T+1,V] that teacher forcing predicts: row t of word t, row T of what follows.
+        """Run the decoder over captions under teacher forcing.
 
-        tokens: [B,T], the project's own word numbers without BOS and END, padded at the right with −1; what stands at
-        the rows behind a shorter caption's END says nothing.
+        Args:
+            features: the encoder's features of B images.
+            tokens: [B,T], the project's own token numbers without BOS and END, padded at the right with −1.
+
+        Returns:
+            The log-probabilities [B,T+1,V]: step t predicts token t, step T what follows the last one. The values
+            behind the END step of a shorter caption have no meaning.
         """
         state = self.start(features)
         hidden = []
-        for said in (tokens.new_full((len(tokens),), self.specials.bos), *tokens.clamp(min=0).unbind(1)):
-            state = self.advance(state, said)
+        for step_tokens in (tokens.new_full((len(tokens),), self.special_tokens.bos), *tokens.clamp(min=0).unbind(1)):
+            state = self.advance(state, step_tokens)
             hidden.append(state["h"])
         return self.predict(torch.stack(hidden, 1))
 
 
-_HALVES = (torch.float16, torch.bfloat16)
-
-
 def step_log_probs(log_probs: Tensor, tokens: Tensor, end: int) -> tuple[Tensor, Tensor]:
-    """Pick what each step of a caption says: ([B,T+1] log-probabilities, [B,T+1] which steps exist).
+    """Select the log-probability of the token that each step of a caption has.
 
-    log_probs: [B,T+1,V] (`Decoder.log_probs`). tokens: [B,T], padded with −1. The last step of each caption is END;
-    the steps behind it are zero.
+    Args:
+        log_probs: [B,T+1,V], from `Decoder.log_probs`.
+        tokens: [B,T], padded with −1.
+        end: the number of END, which is the last step of each caption.
+
+    Returns:
+        The log-probabilities [B,T+1], zero behind END, and a mask [B,T+1] of the steps that exist.
+
+    Example:
+        >>> uniform = torch.full((1, 3, 4), 0.25).log()
+        >>> picked, exists = step_log_probs(uniform, torch.tensor([[2, -1]]), end=0)
+        >>> picked.exp().tolist(), exists.tolist()
+        ([[0.25, 0.25, 1.0]], [[True, True, False]])
     """
     lengths = (tokens >= 0).sum(1)
     steps = torch.arange(tokens.shape[1] + 1, device=tokens.device)
-    said = torch.cat([tokens, tokens.new_full((len(tokens), 1), end)], 1)
-    said = torch.where(steps == lengths[:, None], end, said).clamp(min=0)
+    targets = torch.cat([tokens, tokens.new_full((len(tokens), 1), end)], 1)
+    targets = torch.where(steps == lengths[:, None], end, targets).clamp(min=0)
     exists = steps <= lengths[:, None]
-    picked = log_probs.gather(2, said[..., None])[..., 0]
+    picked = log_probs.gather(2, targets[..., None])[..., 0]
     return picked.masked_fill(~exists, 0.0), exists

@@ -1,9 +1,4 @@
-"""The eye of a captioner: a ResNet without its head.
-
-What a decoder reads of an encoder's last map: one vector of the whole image, and one of each place.
-
-A captioner as one network: its eye and its tongue.
-"""
+"""The encoder of a captioner (a ResNet without its head), how its map is pooled to features, and the whole network."""
 
 from __future__ import annotations
 
@@ -21,19 +16,109 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from ...errors import GradlightError
 from .decoder import Decoder
 
-__all__ = ["RESNET101", "CaptionNetwork", "FeaturePooling", "ResNetPlan", "build_resnet", "plan_of", "trunk_of"]
+__all__ = ["RESNET101", "CaptionNetwork", "FeaturePooling", "ResNetPlan", "build_resnet", "infer_plan", "resnet_trunk"]
+
+_MAX_BLOCKS = 1000
+_MAX_GRID = 256
 
 _BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {"basic": BasicBlock, "bottleneck": Bottleneck}
+_POOLS: dict[str, Callable[[], nn.Module]] = {
+    "padded": lambda: nn.MaxPool2d(3, 2, padding=1),
+    "ceil": lambda: nn.MaxPool2d(3, 2, ceil_mode=True),
+    "none": nn.Identity,
+}
+
+
+class CaptionNetwork(nn.Module):
+    """An encoder from pixels to a map [B,C,h,w], the pooling of this map to features, and a decoder of the features.
+
+    Args:
+        encoder: maps pixels [B,3,H,W] to [B,C,h,w].
+        decoder: predicts the tokens of captions from the features.
+        pooling: how the map becomes features; None: one vector per image, and all locations as they are.
+    """
+
+    def __init__(self, encoder: nn.Module, decoder: Decoder, pooling: FeaturePooling | None = None) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.pooling = encoder, decoder, pooling or FeaturePooling()
+
+    def features(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Compute the decoder's input of pixels [B,3,H,W]: "fc" [B,C] and "att" [B,N,C]."""
+        return self.pooling(self.encoder(pixels))
+
+    def forward(self, pixels: Tensor, tokens: Tensor) -> Tensor:
+        """Return the log-probabilities [B,T+1,V] of captions [B,T] under teacher forcing (`Decoder.log_probs`)."""
+        return self.decoder.log_probs(self.features(pixels), tokens)
+
+
+# --- From the encoder's map to features
+
+
+@dataclass(frozen=True)
+class FeaturePooling:
+    """How an encoder's last map becomes features.
+
+    Args:
+        grid: the map is pooled to grid × grid locations; None leaves it as it is.
+        boxes: whether each location's box is appended to its features, as ImageCaptioning.pytorch's `use_box` does for
+            regions: left, top, right, bottom and area, all as fractions of the image.
+
+    Example:
+        >>> features = FeaturePooling(grid=2, boxes=True)(torch.zeros(1, 8, 4, 6))
+        >>> list(features["fc"].shape), list(features["att"].shape)
+        ([1, 8], [1, 4, 13])
+    """
+
+    grid: int | None = None
+    boxes: bool = False
+
+    def __call__(self, maps: Tensor) -> dict[str, Tensor]:
+        """Pool a map [B,C,h,w] to "fc" [B,C], its mean, and "att" [B,N,C], or [B,N,C+5] with boxes."""
+        pooled = maps if self.grid is None else functional.adaptive_avg_pool2d(maps, self.grid)
+        locations = torch.movedim(pooled.flatten(2), 1, 2)
+        if self.boxes:
+            boxes = _location_boxes(pooled.shape[2], pooled.shape[3]).to(locations)
+            locations = torch.cat([locations, boxes.expand(len(locations), -1, -1)], 2)
+        return {"fc": maps.mean((2, 3)), "att": locations}
+
+    def to_json(self) -> dict[str, Any]:
+        """Describe the pooling in JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> FeaturePooling:
+        """Restore the pooling from the value of `to_json`; raises GradlightError for every other value."""
+        try:
+            grid, boxes = record["grid"], record["boxes"]
+        except (KeyError, TypeError) as error:
+            raise GradlightError(f"This does not describe how features are pooled: {record!r}.") from error
+        if not isinstance(boxes, bool) or not (grid is None or (type(grid) is int and 0 < grid <= _MAX_GRID)):
+            raise GradlightError(f"This does not describe how features are pooled: {record!r}.")
+        return cls(grid, boxes)
+
+
+def _location_boxes(rows: int, columns: int) -> Tensor:
+    """Compute the boxes [rows·columns,5] of a grid's locations."""
+    top, left = torch.meshgrid(torch.arange(rows) / rows, torch.arange(columns) / columns, indexing="ij")
+    area = torch.full_like(top, 1 / (rows * columns))
+    return torch.stack([left, top, left + 1 / columns, top + 1 / rows, area], 2).flatten(0, 1)
+
+
+# --- ResNets without their head
 
 
 @dataclass(frozen=True)
 class ResNetPlan:
-    """What a ResNet is made of.
+    """The architecture of a ResNet.
 
-    block: "basic" or "bottleneck". layers: blocks of each stage. widths: channels inside the blocks of each stage.
-    stem: channels of the first convolution. pool: "padded" (torchvision), "ceil" (Caffe, which also puts the stride of
-    a stage on its first 1×1 convolution), or "none". shortcut: the first stage has a convolution on its shortcut
-    though its channels need none.
+    Args:
+        block: "basic" or "bottleneck".
+        layers: the number of blocks of each stage.
+        widths: the number of channels inside the blocks of each stage.
+        stem: the number of channels of the first convolution.
+        pool: the first pooling: "padded" (torchvision), "ceil" (Caffe, which also has the stride of a stage in its
+            first 1×1 convolution), or "none".
+        shortcut: whether the first stage has a convolution on its shortcut though its channels need none.
     """
 
     block: str = "bottleneck"
@@ -49,7 +134,7 @@ class ResNetPlan:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> ResNetPlan:
-        """Make the plan again from what `to_json` gave; raises GradlightError for anything else."""
+        """Restore the plan from the value of `to_json`; raises GradlightError for every other value."""
         try:
             layers, widths = (tuple(int(n) for n in record[name]) for name in ("layers", "widths"))
             plan = cls(
@@ -66,29 +151,38 @@ class ResNetPlan:
         return plan
 
     def check(self) -> None:
-        """Raise GradlightError unless a network can be built of this."""
+        """Raise GradlightError unless a network can be built of this plan."""
         positive = all(n > 0 for n in (*self.layers, *self.widths, self.stem))
         fits = len(self.layers) == len(self.widths) > 0 and self.block in _BLOCKS and self.pool in _POOLS
-        if not (positive and fits and sum(self.layers) < _MOST_BLOCKS):
+        if not (positive and fits and sum(self.layers) < _MAX_BLOCKS):
             raise GradlightError(f"No ResNet can be built of {self}.")
 
 
 RESNET101 = ResNetPlan()
-
-_MOST_BLOCKS = 1000
-_POOLS: dict[str, Callable[[], nn.Module]] = {
-    "padded": lambda: nn.MaxPool2d(3, 2, padding=1),
-    "ceil": lambda: nn.MaxPool2d(3, 2, ceil_mode=True),
-    "none": nn.Identity,
-}
+"""torchvision's ResNet101."""
 
 
 def build_resnet(plan: ResNetPlan) -> nn.Sequential:
-    """Build the untrained ResNet of a plan up to its last map, of torchvision's blocks under torchvision's names."""
+    """Build an untrained ResNet up to its last map, of torchvision's blocks and with torchvision's names.
+
+    Args:
+        plan: the architecture.
+
+    Returns:
+        A network from pixels [B,3,H,W] to the map of the last stage.
+
+    Raises:
+        GradlightError: if the plan cannot be built.
+
+    Example:
+        >>> encoder = build_resnet(ResNetPlan("basic", (1, 1), (8, 16), stem=8))
+        >>> list(encoder(torch.zeros(1, 3, 64, 64)).shape)
+        [1, 16, 8, 8]
+    """
     plan.check()
     block = _BLOCKS[plan.block]
     stem = nn.Conv2d(3, plan.stem, 7, stride=2, padding=3, bias=False)
-    parts: OrderedDict[str, nn.Module] = OrderedDict(
+    modules: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=stem, bn1=nn.BatchNorm2d(plan.stem), relu=nn.ReLU(inplace=True), maxpool=_POOLS[plan.pool]()
     )
     channels = plan.stem
@@ -101,17 +195,33 @@ def build_resnet(plan: ResNetPlan) -> nn.Sequential:
         first = block(channels, width, stride, shortcut)
         if plan.pool == "ceil" and isinstance(first, Bottleneck):
             first.conv1.stride, first.conv2.stride = first.conv2.stride, first.conv1.stride
-        parts[f"layer{stage + 1}"] = nn.Sequential(first, *(block(out, width) for _ in range(count - 1)))
+        modules[f"layer{stage + 1}"] = nn.Sequential(first, *(block(out, width) for _ in range(count - 1)))
         channels = out
-    network = nn.Sequential(parts)
+    network = nn.Sequential(modules)
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return network
 
 
-def plan_of(state: Mapping[str, Tensor], pool: str = "padded") -> ResNetPlan:
-    """Read the plan off a state dict with torchvision's names; raises GradlightError if it is no plain ResNet's."""
+def infer_plan(state: Mapping[str, Tensor], pool: str = "padded") -> ResNetPlan:
+    """Infer the plan from a state dict with torchvision's names.
+
+    Args:
+        state: the state dict; a head in it is ignored.
+        pool: the kind of the first pooling, which has no weights.
+
+    Returns:
+        The plan of the network that the weights fit.
+
+    Raises:
+        GradlightError: if the weights are not those of a plain ResNet.
+
+    Example:
+        >>> plan = ResNetPlan("basic", (1, 2), (8, 16), stem=8)
+        >>> infer_plan(build_resnet(plan).state_dict()) == plan
+        True
+    """
     stages: dict[int, int] = {}
     for name in state:
         if match := re.match(r"layer(\d+)\.(\d+)\.", name):
@@ -130,79 +240,23 @@ def plan_of(state: Mapping[str, Tensor], pool: str = "padded") -> ResNetPlan:
     return plan
 
 
-def trunk_of(network: nn.Module) -> nn.Sequential:
-    """Give the part of a torchvision or timm ResNet before its pooling, under its own names; the network stays whole.
+def resnet_trunk(network: nn.Module) -> nn.Sequential:
+    """Make a network of the modules of a torchvision or timm ResNet before its pooling, under their own names.
 
-    Raises GradlightError for a network that is not made of conv1 … layer4 in a row.
+    Args:
+        network: the ResNet; it is not changed, and shares its modules with the result.
+
+    Returns:
+        The trunk, from pixels [B,3,H,W] to the last map.
+
+    Raises:
+        GradlightError: if the network is not made of conv1 … layer4 in a row.
     """
     children = OrderedDict(network.named_children())
-    wanted = [name for name in children if not re.fullmatch(r"avgpool|global_pool|fc|head.*|classifier", name)]
-    if "conv1" not in wanted or not any(name.startswith("layer") for name in wanted):
+    names = [name for name in children if not re.fullmatch(r"avgpool|global_pool|fc|head.*|classifier", name)]
+    if "conv1" not in names or not any(name.startswith("layer") for name in names):
         raise GradlightError(
-            f"{type(network).__name__} is no ResNet whose parts are conv1, bn1, … layer4, so it cannot be a captioner's"
-            " encoder. Give a torchvision or timm ResNet, such as torchvision.models.resnet101()."
+            f"{type(network).__name__} is no ResNet whose modules are conv1, bn1, … layer4, so it cannot be a"
+            " captioner's encoder. Give a torchvision or timm ResNet, such as torchvision.models.resnet101()."
         )
-    return nn.Sequential(OrderedDict((name, children[name]) for name in wanted))
-
-
-@dataclass(frozen=True)
-class FeaturePooling:
-    """How an encoder's last map becomes features.
-
-    grid: the places are pooled to grid × grid; None leaves them as they are. boxes: where each place lies is put
-    behind its features, as ImageCaptioning.pytorch's `use_box` does for regions: left, top, right, bottom and area, all
-    as shares of the image.
-    """
-
-    grid: int | None = None
-    boxes: bool = False
-
-    def __call__(self, maps: Tensor) -> dict[str, Tensor]:
-        """Read features off a map [B,C,h,w]: "fc" [B,C], its mean, and "att" [B,N,C], or [B,N,C+5] with boxes."""
-        places = maps if self.grid is None else functional.adaptive_avg_pool2d(maps, self.grid)
-        rows = torch.movedim(places.flatten(2), 1, 2)
-        if self.boxes:
-            where = _boxes(places.shape[2], places.shape[3]).to(rows)
-            rows = torch.cat([rows, where.expand(len(rows), -1, -1)], 2)
-        return {"fc": maps.mean((2, 3)), "att": rows}
-
-    def to_json(self) -> dict[str, Any]:
-        """Describe the reading in JSON types."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> FeaturePooling:
-        """Make it again from what `to_json` gave; raises GradlightError for anything else."""
-        try:
-            grid, boxes = record["grid"], record["boxes"]
-        except (KeyError, TypeError) as error:
-            raise GradlightError(f"This does not say how features are read: {record!r}.") from error
-        if not isinstance(boxes, bool) or not (grid is None or (type(grid) is int and 0 < grid <= _MOST)):
-            raise GradlightError(f"This does not say how features are read: {record!r}.")
-        return cls(grid, boxes)
-
-
-_MOST = 256
-
-
-def _boxes(rows: int, columns: int) -> Tensor:
-    """Give the boxes [rows·columns,5] of a grid's places."""
-    top, left = torch.meshgrid(torch.arange(rows) / rows, torch.arange(columns) / columns, indexing="ij")
-    area = torch.full_like(top, 1 / (rows * columns))
-    return torch.stack([left, top, left + 1 / columns, top + 1 / rows, area], 2).flatten(0, 1)
-
-
-class CaptionNetwork(nn.Module):
-    """An encoder from pixels to a map [B,C,h,w], how features are read off it, and a decoder from these to words."""
-
-    def __init__(self, encoder: nn.Module, decoder: Decoder, reading: FeaturePooling | None = None) -> None:
-        super().__init__()
-        self.encoder, self.decoder, self.reading = encoder, decoder, reading or FeaturePooling()
-
-    def features(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Give what the decoder reads of pixels [B,3,H,W]: "fc" [B,C] and "att" [B,N,C]."""
-        return self.reading(self.encoder(pixels))
-
-    def forward(self, pixels: Tensor, tokens: Tensor) -> Tensor:
-        """Give the log-probabilities [B,T+1,V] of captions [B,T] under teacher forcing (`Decoder.log_probs`)."""
-        return self.decoder.log_probs(self.features(pixels), tokens)
+    return nn.Sequential(OrderedDict((name, children[name]) for name in names))

@@ -1,6 +1,12 @@
-"""The captioners of transformers as an eye and a tongue: what differs between them is one row of a table.
+"""The captioners of transformers as encoder and decoder: one table row per family, and their subword tokenizers.
 
-The pieces of words that a tokenizer of transformers knows, text brought to them, and they brought to words.
+Targets of a captioner are words, but these decoders predict subword tokens. So here one token of a caption stands for
+one word and is the tuple of its subword numbers. The records that all captioners share (`Hypothesis`, `Phrase`,
+`Caption`) type it as an int, and never look into it:
+
+    text          "a starfish above"
+    subwords      [4, 9, 17, 6]               of the tokenizer
+    tokens        [(4,), (9, 17), (6,)]       one per word
 """
 
 from __future__ import annotations
@@ -19,192 +25,249 @@ from .decoder import Decoder, EndRule, Features, SpecialTokens, State
 from .encoder import CaptionNetwork
 from .vocabulary import UNKNOWN, Vocabulary
 
-__all__ = ["FAMILIES", "HFDecoder", "HFFamily", "HFNetwork", "SubwordTokenizer", "flat", "settled"]
+__all__ = ["FAMILIES", "HFDecoder", "HFFamily", "HFNetwork", "SubwordTokenizer", "flatten_tokens", "read_setting"]
 
-# What is asked about a caption counts in its words. So one token stands for one word here and is the tuple of its
-# pieces' numbers; the records that captioners share call it an int, and none of them looks inside.
-Token = tuple[int, ...]
+WordToken = tuple[int, ...]
+"""The subword numbers of one word."""
+
+_DEFAULT_LIMIT = 20
+"""The library's own limit where neither the network nor the caller has one."""
+_HALF_PRECISION = (torch.float16, torch.bfloat16)
+_END_RULE = EndRule(float("inf"))
+"""An ended beam is set aside, and another beam replaces it."""
+
+
+# --- Subword tokens and words
 
 
 class SubwordTokenizer(Vocabulary):
-    """The pieces of a tokenizer, behind the interface of a vocabulary of whole words.
+    """A subword tokenizer of transformers, with the interface of a vocabulary of words.
 
-    Every token that it gives or takes is one word: a tuple of its pieces' numbers. most: the most pieces that a
-    caption may have. Raises GradlightError for a tokenizer that knows no words, or does not know END.
+    Every token that it takes or returns is one word: a tuple of subword numbers.
+
+    Args:
+        tokenizer: the tokenizer of the library.
+        bos: the number of the token before the first word.
+        end: the number of the token that ends a caption.
+        max_subwords: the maximal number of subwords of a caption.
+
+    Raises:
+        GradlightError: if the tokenizer has only special tokens, or does not have END.
     """
 
-    def __init__(self, tokenizer: Any, bos: int, end: int, most: int) -> None:
-        known = tokenizer.get_vocab()
-        # Where there are no files of one, the library makes a tokenizer of special tokens alone.
-        if end not in known.values() or known.keys() <= {*tokenizer.all_special_tokens}:
+    def __init__(self, tokenizer: Any, bos: int, end: int, max_subwords: int) -> None:
+        numbers = tokenizer.get_vocab()
+        # Where its files are missing, the library makes a tokenizer that has only special tokens.
+        if end not in numbers.values() or numbers.keys() <= {*tokenizer.all_special_tokens}:
             raise GradlightError(
-                f"This tokenizer knows {len(known)} pieces of words, and is not that of this network, whose captions"
+                f"This tokenizer has {len(numbers)} subword tokens and is not that of this network, whose captions"
                 f" end with number {end}. Give tokenizer= the one that the network was trained with."
             )
         unk = tokenizer.unk_token_id
-        # Some tokenizers that know every text have END stand for the unknown as well.
-        specials = SpecialTokens(bos, end, None if unk in (bos, end) else unk)
-        super().__init__({number: piece for piece, number in known.items()}, specials)
-        self.tokenizer, self.most = tokenizer, most
+        # Some tokenizers that can encode every text use END as the unknown token as well.
+        special_tokens = SpecialTokens(bos, end, None if unk in (bos, end) else unk)
+        super().__init__({number: subword for subword, number in numbers.items()}, special_tokens)
+        self.tokenizer, self.max_subwords = tokenizer, max_subwords
 
-    def grouped(self, pieces: Sequence[int]) -> tuple[int, ...]:
-        """Bring pieces to tokens, each of them one word."""
-        return cast("tuple[int, ...]", tuple(word for word, _ in self._words(pieces)))
+    def group_words(self, subwords: Sequence[int]) -> tuple[int, ...]:
+        """Group subword numbers into tokens, one per word."""
+        return cast("tuple[int, ...]", tuple(word for word, _ in self._split_words(subwords)))
 
     def decode(self, tokens: Iterable[int]) -> list[str]:
-        """Give the words of tokens, as the tokenizer writes them one after another."""
+        """Return the words of tokens, as the tokenizer decodes them one after another."""
         tokens = tuple(tokens)
-        texts = [text for _, text in self._words(flat(tokens))]
-        # Pieces that were grouped in another context may be written together here.
-        return texts if len(texts) == len(tokens) else [self._text(flat([token])).strip() for token in tokens]
+        texts = [text for _, text in self._split_words(flatten_tokens(tokens))]
+        if len(texts) == len(tokens):
+            return texts
+        # Words that were grouped in another context may be decoded without a blank between them here.
+        return [self._decode_subwords(flatten_tokens([token])).strip() for token in tokens]
 
     def encode(self, text: str | Sequence[str], unk: str = "error") -> list[int]:
-        """Give the tokens of a text, or of words joined by blanks.
+        """Return the tokens of a text, or of words joined by blanks.
 
-        unk: "allow" takes UNK for what the tokenizer has no pieces for. Raises GradlightError, with the nearest known
-        words, for such a word otherwise, for a text without any word, and for one that is too long.
+        Args:
+            text: a text, or a list of words.
+            unk: "allow" takes UNK for what the tokenizer has no subwords for; "error" refuses it.
+
+        Returns:
+            One token per word.
+
+        Raises:
+            GradlightError: for an unknown word, with the nearest words of the vocabulary, for a text without words, and
+                for a text that is too long.
         """
         if unk not in UNKNOWN:
             raise GradlightError(f'unk={unk!r} is unknown; give "error" or "allow".{nearest(str(unk), UNKNOWN)}')
         text = text if isinstance(text, str) else " ".join(text)
-        pieces = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if not pieces or not self._text(pieces).strip():
-            raise GradlightError(f"There is no word in {text!r}, so there is nothing to ask about.")
-        if len(pieces) > self.most:
+        subwords = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not subwords or not self._decode_subwords(subwords).strip():
+            raise GradlightError(f"There is no word in {text!r}, so there is nothing to explain.")
+        if len(subwords) > self.max_subwords:
             raise GradlightError(
-                f"{text[:40]!r}… has {len(pieces)} pieces of words, and this captioner reads {self.most} at most."
+                f"{text[:40]!r}… has {len(subwords)} subword tokens, and this captioner reads {self.max_subwords} at"
+                " most."
             )
-        if unk == "error" and self.specials.unk in pieces:
-            raise GradlightError(self._refusal(list(self._unknown(text)), unk))
-        return list(self.grouped(pieces))
+        if unk == "error" and self.special_tokens.unk in subwords:
+            raise GradlightError(self._format_unknown(list(self._unknown_words(text)), unk))
+        return list(self.group_words(subwords))
 
-    def _unknown(self, text: str) -> Iterator[str]:
-        """List the words of a text that the tokenizer has no pieces for."""
+    def _unknown_words(self, text: str) -> Iterator[str]:
+        """List the words of a text that the tokenizer has no subwords for."""
         for word in dict.fromkeys(text.split()):
-            if self.specials.unk in self.tokenizer(word, add_special_tokens=False)["input_ids"]:
+            if self.special_tokens.unk in self.tokenizer(word, add_special_tokens=False)["input_ids"]:
                 yield word
 
-    def _words(self, pieces: Sequence[int]) -> Iterator[tuple[Token, str]]:
-        """Divide pieces where the text that they make has blanks: the pieces of each word, and its text."""
-        counts = [len(self._text(pieces[:stop]).split()) for stop in range(1, len(pieces) + 1)]
-        texts = self._text(pieces).split()
+    def _split_words(self, subwords: Sequence[int]) -> Iterator[tuple[WordToken, str]]:
+        """Split subwords where their decoded text has blanks: the subwords of each word, and its text."""
+        counts = [len(self._decode_subwords(subwords[:stop]).split()) for stop in range(1, len(subwords) + 1)]
+        texts = self._decode_subwords(subwords).split()
         starts = [at for at, count in enumerate(counts) if at == 0 or count > counts[at - 1] > 0]
-        for start, stop in zip(starts, [*starts, len(pieces)][1:], strict=True):
-            before = counts[start - 1] if start else 0
-            yield tuple(pieces[start:stop]), " ".join(texts[before : counts[stop - 1]])
+        for start, stop in zip(starts, [*starts, len(subwords)][1:], strict=True):
+            first = counts[start - 1] if start else 0
+            yield tuple(subwords[start:stop]), " ".join(texts[first : counts[stop - 1]])
 
-    def _text(self, pieces: Sequence[int]) -> str:
-        text: str = self.tokenizer.decode(list(pieces), clean_up_tokenization_spaces=False)
+    def _decode_subwords(self, subwords: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(list(subwords), clean_up_tokenization_spaces=False)
         return text
 
 
-def flat(tokens: Iterable[int]) -> list[int]:
-    """Give the pieces of tokens, one after another."""
-    return [piece for word in cast("Iterable[Token]", tokens) for piece in word]
+def flatten_tokens(tokens: Iterable[int]) -> list[int]:
+    """Return the subword numbers of tokens, one after another.
+
+    Example:
+        >>> flatten_tokens([(4,), (9, 17)])
+        [4, 9, 17]
+    """
+    return [subword for word in cast("Iterable[WordToken]", tokens) for subword in word]
 
 
-_LIMIT = 20
-"""The library's own limit where neither the network nor the caller has one."""
-_HALVES = (torch.float16, torch.bfloat16)
-_FINISHED = EndRule(float("inf"))
-"""A beam that has said END is put aside, and another takes its place."""
+# --- Encoder and decoder of a network
 
 
 @dataclass(frozen=True)
 class HFFamily:
-    """How one kind of network is taken apart.
+    """How a kind of network is split into encoder and decoder.
 
-    kind: its class in transformers. eye: its vision tower, which brings pixels to places [B,N,C]. bridge: what stands
-    between the two. parts: what `speak` runs, by name. speak: (parts, what the bridge gives [B,N,D], pieces [B,T], the
-    memory of what was said before, or None) to the logits [B,T,V] of the pieces that follow each. talker: the part
-    whose settings say how it generates. bos, end: where its configuration holds these numbers, by preference.
+    Args:
+        kind: its class in transformers.
+        encoder: its vision tower, which maps pixels to [B,N,C].
+        bridge: the projection from the encoder's features to the decoder's [B,N,D].
+        text_modules: the modules that `run_decoder` calls, by name.
+        run_decoder: (modules, image features [B,N,D], subwords [B,T], key/value cache or None) → the logits [B,T,V] of
+            the subword that follows each.
+        generator: the module whose settings say how it generates.
+        bos: where the configuration has the number of BOS, by preference.
+        end: where the configuration has the number of END, by preference.
     """
 
     kind: str
-    eye: Callable[[Any], nn.Module]
+    encoder: Callable[[Any], nn.Module]
     bridge: Callable[[Any], nn.Module]
-    parts: Callable[[Any], Mapping[str, nn.Module]]
-    speak: Callable[[nn.ModuleDict, Tensor, Tensor, Any], Tensor]
-    talker: Callable[[Any], Any]
+    text_modules: Callable[[Any], Mapping[str, nn.Module]]
+    run_decoder: Callable[[nn.ModuleDict, Tensor, Tensor, Any], Tensor]
+    generator: Callable[[Any], Any]
     bos: tuple[str, ...]
     end: tuple[str, ...]
 
 
 class HFDecoder(Decoder):
-    """The text decoder of a captioner of transformers: pieces in, the next piece out.
+    """The text decoder of a captioner of transformers; its tokens are subword numbers.
 
-    In its search it keeps the keys and values of what was said; teacher forcing runs it once over the whole.
+    In a search it caches the keys and values of the subwords before; under teacher forcing it runs once over all.
+
+    Args:
+        network: the network of transformers.
+        family: how it is split.
+        tokenizer: its subword tokenizer.
     """
 
-    def __init__(self, network: Any, family: HFFamily, pieces: SubwordTokenizer) -> None:
-        super().__init__(pieces.specials, _limit(family.talker(network)), _FINISHED)
-        self.parts = nn.ModuleDict(family.parts(network))
-        self.pieces, self.speak = pieces, family.speak
+    def __init__(self, network: Any, family: HFFamily, tokenizer: SubwordTokenizer) -> None:
+        super().__init__(tokenizer.special_tokens, _max_length(family.generator(network)), _END_RULE)
+        # The names `parts` and `bridge` are in the keys of the state dict, and so in the weights' fingerprint.
+        self.parts = nn.ModuleDict(family.text_modules(network))
+        self.tokenizer, self.run_decoder = tokenizer, family.run_decoder
 
     def start(self, features: Features) -> State:
-        """Take the features in; no piece has been said yet."""
+        """Read the features; the returned state has seen no subword."""
         return {"h": features["fc"], "att": features["att"]}
 
     def advance(self, state: State, tokens: Tensor) -> State:
-        """Take one piece [B] of each caption in (BOS is the first); "h" are the logits of the next."""
-        memory = _remember(state)
-        logits = self.speak(self.parts, state["att"], tokens[:, None], memory)
-        return {"h": logits[:, -1], "att": state["att"], **_noted(memory)}
+        """Read one subword [B] of each caption (the first is BOS); "h" are the logits of the next."""
+        cache = _restore_cache(state)
+        logits = self.run_decoder(self.parts, state["att"], tokens[:, None], cache)
+        return {"h": logits[:, -1], "att": state["att"], **_cache_state(cache)}
 
     def predict(self, hidden: Tensor) -> Tensor:
-        """Give the log-probabilities [...,V] of logits, float32 at least."""
-        return functional.log_softmax(hidden.float() if hidden.dtype in _HALVES else hidden, -1)
+        """Return the log-probabilities [...,V] of logits, at least float32."""
+        return functional.log_softmax(hidden.float() if hidden.dtype in _HALF_PRECISION else hidden, -1)
 
     def log_probs(self, features: Features, tokens: Tensor) -> Tensor:
-        """Give the log-probabilities [B,T+1,V] that teacher forcing predicts of pieces [B,T], padded with −1."""
-        bos = self.specials.bos
-        said = functional.pad(tokens.masked_fill(tokens < 0, bos), (1, 0), value=bos)
-        return self.predict(self.speak(self.parts, features["att"], said, None))
+        """Return the log-probabilities [B,T+1,V] of subwords [B,T], padded with −1, under teacher forcing."""
+        bos = self.special_tokens.bos
+        inputs = functional.pad(tokens.masked_fill(tokens < 0, bos), (1, 0), value=bos)
+        return self.predict(self.run_decoder(self.parts, features["att"], inputs, None))
 
 
 class HFNetwork(CaptionNetwork):
-    """A captioner of transformers: its vision tower as the encoder, its text decoder as the decoder."""
+    """A captioner of transformers: its vision tower as the encoder, its text decoder as the decoder.
+
+    Args:
+        network: the network of transformers.
+        family: how it is split.
+        tokenizer: its subword tokenizer.
+    """
 
     decoder: HFDecoder
 
-    def __init__(self, network: Any, family: HFFamily, pieces: SubwordTokenizer) -> None:
-        super().__init__(family.eye(network), HFDecoder(network, family, pieces))
+    def __init__(self, network: Any, family: HFFamily, tokenizer: SubwordTokenizer) -> None:
+        super().__init__(family.encoder(network), HFDecoder(network, family, tokenizer))
         self.bridge = family.bridge(network)
 
     def features(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Give what the text decoder reads of pixels [B,3,H,W]: "att" [B,N,D], and "fc" [B,D], its mean."""
-        places = self.bridge(self.encoder(pixels)[0])
-        return {"fc": places.mean(1), "att": places}
+        """Compute the text decoder's input of pixels [B,3,H,W]: "att" [B,N,D], and "fc" [B,D], its mean."""
+        locations = self.bridge(self.encoder(pixels)[0])
+        return {"fc": locations.mean(1), "att": locations}
 
 
-def settled(network: Any, names: tuple[str, ...]) -> int:
-    """Find a number in a network's settings; names: where, "generation_config.eos_token_id" for instance.
+def read_setting(network: Any, names: tuple[str, ...]) -> int:
+    """Read a number from a network's settings.
 
-    Raises GradlightError where none of them holds one.
+    Args:
+        network: the network of transformers.
+        names: where the number may be, by preference, such as "generation_config.eos_token_id".
+
+    Returns:
+        The first number that is set; of a list its first element.
+
+    Raises:
+        GradlightError: if none of them is set.
     """
     for name in names:
         value = network
-        for part in name.split("."):
-            value = getattr(value, part, None)
+        for attribute in name.split("."):
+            value = getattr(value, attribute, None)
         if isinstance(value, (list, tuple)) and value:
             value = value[0]
         if isinstance(value, int):
             return value
     raise GradlightError(
-        f"This {type(network).__name__} cannot say captions: none of {', '.join(names)} is set. Set one of them on the"
-        " network before."
+        f"This {type(network).__name__} cannot generate captions: none of {', '.join(names)} is set. Set one of them on"
+        " the network before."
     )
 
 
-def _limit(talker: Any) -> int:
-    """Tell the most pieces of a caption, END included, that a network says by its own settings."""
-    settings = talker.generation_config
+def _max_length(generator: Any) -> int:
+    """Return the maximal number of subwords of a caption, END included, by the network's own settings."""
+    settings = generator.generation_config
     # Its max_length counts BOS.
-    return settings.max_new_tokens or max(1, settings.max_length - 1 if settings.max_length else _LIMIT)
+    return settings.max_new_tokens or max(1, settings.max_length - 1 if settings.max_length else _DEFAULT_LIMIT)
 
 
-def _remember(state: State) -> Any:
-    """Make the library's memory of the keys and values in a state: of what was said, and of the image."""
+# --- The key/value cache, as rows of the decoder's state
+
+
+def _restore_cache(state: State) -> Any:
+    """Make the library's cache of the keys and values in a state: of the subwords before, and of the image."""
     from transformers import DynamicCache, EncoderDecoderCache
 
     caches = DynamicCache(), DynamicCache()
@@ -216,62 +279,70 @@ def _remember(state: State) -> Any:
     return EncoderDecoderCache(*caches)
 
 
-def _noted(memory: Any) -> State:
-    """Write the library's memory down, a row for each caption."""
+def _cache_state(cache: Any) -> State:
+    """Return the library's cache as tensors of the state, one row per caption."""
     return {
-        f"{kind}.{layer}.{part}": getattr(held, part)
-        for kind, cache in enumerate((memory.self_attention_cache, memory.cross_attention_cache))
-        for layer, held in enumerate(cache.layers)
-        for part in ("keys", "values")
+        f"{kind}.{number}.{name}": getattr(layer, name)
+        for kind, half in enumerate((cache.self_attention_cache, cache.cross_attention_cache))
+        for number, layer in enumerate(half.layers)
+        for name in ("keys", "values")
     }
 
 
-def _handed(part: nn.Module, memory: Any) -> dict[str, Any]:
-    """Name the memory as a part of the library calls it: `cache` of late, `past_key_values` before."""
-    name = "cache" if "cache" in inspect.signature(part.forward).parameters else "past_key_values"
-    return {name: memory}
+def _cache_argument(module: nn.Module, cache: Any) -> dict[str, Any]:
+    """Return the cache as a keyword argument: `cache` in recent versions of the library, `past_key_values` before."""
+    name = "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
+    return {name: cache}
 
 
-def _cross(parts: nn.ModuleDict, seen: Tensor, tokens: Tensor, memory: Any) -> Tensor:
+# --- The kinds of decoders, and the table of families
+
+
+def _run_cross_attention(modules: nn.ModuleDict, features: Tensor, tokens: Tensor, cache: Any) -> Tensor:
     """Run a decoder that reads the image by cross-attention."""
-    before = 0 if memory is None else memory.get_seq_length()
-    logits: Tensor = parts["text"](
+    past = 0 if cache is None else cache.get_seq_length()
+    logits: Tensor = modules["text"](
         input_ids=tokens,
-        attention_mask=tokens.new_ones(len(tokens), before + tokens.shape[1]),
-        encoder_hidden_states=seen,
-        use_cache=memory is not None,
-        **_handed(parts["text"], memory),
+        attention_mask=tokens.new_ones(len(tokens), past + tokens.shape[1]),
+        encoder_hidden_states=features,
+        use_cache=cache is not None,
+        **_cache_argument(modules["text"], cache),
     ).logits
     return logits
 
 
-def _prefix(parts: nn.ModuleDict, seen: Tensor, tokens: Tensor, memory: Any) -> Tensor:
-    """Run a decoder that has the image's places before its pieces: these see all places and the pieces before them."""
-    places, count = seen.shape[1], tokens.shape[1]
-    cache = None if memory is None else memory.self_attention_cache
-    past = 0 if cache is None else cache.get_seq_length()
-    said = max(past - places, 0)
-    words = parts["embeddings"](tokens, position_ids=torch.arange(said, said + count, device=tokens.device)[None])
-    hidden = words if past else torch.cat([seen, words], 1)
-    here = torch.arange(past, past + hidden.shape[1], device=seen.device)[:, None]
-    there = torch.arange(past + hidden.shape[1], device=seen.device)[None, :]
-    unseen = (there > here) & (there >= places)
-    mask = torch.zeros(unseen.shape, dtype=hidden.dtype, device=seen.device)
-    mask = mask.masked_fill(unseen, torch.finfo(hidden.dtype).min)[None, None]
-    encoder = parts["encoder"]
-    found = encoder(hidden, attention_mask=mask, use_cache=cache is not None, **_handed(encoder, cache))[0]
-    logits: Tensor = parts["output"](found[:, -count:])
+def _run_prefix(modules: nn.ModuleDict, features: Tensor, tokens: Tensor, cache: Any) -> Tensor:
+    """Run a decoder whose input is the image's locations, then the subwords.
+
+    A subword attends to all locations, to the subwords before it, and to itself; a location attends to all locations.
+    """
+    locations, count = features.shape[1], tokens.shape[1]
+    self_cache = None if cache is None else cache.self_attention_cache
+    past = 0 if self_cache is None else self_cache.get_seq_length()
+    first = max(past - locations, 0)
+    positions = torch.arange(first, first + count, device=tokens.device)[None]
+    subwords = modules["embeddings"](tokens, position_ids=positions)
+    inputs = subwords if past else torch.cat([features, subwords], 1)
+    queries = torch.arange(past, past + inputs.shape[1], device=features.device)[:, None]
+    keys = torch.arange(past + inputs.shape[1], device=features.device)[None, :]
+    hidden = (keys > queries) & (keys >= locations)
+    mask = torch.zeros(hidden.shape, dtype=inputs.dtype, device=features.device)
+    mask = mask.masked_fill(hidden, torch.finfo(inputs.dtype).min)[None, None]
+    encoder = modules["encoder"]
+    cache_argument = _cache_argument(encoder, self_cache)
+    outputs = encoder(inputs, attention_mask=mask, use_cache=self_cache is not None, **cache_argument)[0]
+    logits: Tensor = modules["output"](outputs[:, -count:])
     return logits
 
 
 FAMILIES = {
     "vision-encoder-decoder": HFFamily(
         kind="VisionEncoderDecoderModel",
-        eye=lambda network: network.encoder,
+        encoder=lambda network: network.encoder,
         bridge=lambda network: getattr(network, "enc_to_dec_proj", None) or nn.Identity(),
-        parts=lambda network: {"text": network.decoder},
-        speak=_cross,
-        talker=lambda network: network,
+        text_modules=lambda network: {"text": network.decoder},
+        run_decoder=_run_cross_attention,
+        generator=lambda network: network,
         bos=(
             "generation_config.decoder_start_token_id",
             "config.decoder_start_token_id",
@@ -283,27 +354,27 @@ FAMILIES = {
     ),
     "blip": HFFamily(
         kind="BlipForConditionalGeneration",
-        eye=lambda network: network.vision_model,
+        encoder=lambda network: network.vision_model,
         bridge=lambda network: nn.Identity(),
-        parts=lambda network: {"text": network.text_decoder},
-        speak=_cross,
-        talker=lambda network: network.text_decoder,
+        text_modules=lambda network: {"text": network.text_decoder},
+        run_decoder=_run_cross_attention,
+        generator=lambda network: network.text_decoder,
         bos=("config.text_config.bos_token_id",),
         end=("config.text_config.sep_token_id",),
     ),
     "git": HFFamily(
         kind="GitForCausalLM",
-        eye=lambda network: network.git.image_encoder,
+        encoder=lambda network: network.git.image_encoder,
         bridge=lambda network: network.git.visual_projection,
-        parts=lambda network: {
+        text_modules=lambda network: {
             "embeddings": network.git.embeddings,
             "encoder": network.git.encoder,
             "output": network.output,
         },
-        speak=_prefix,
-        talker=lambda network: network,
+        run_decoder=_run_prefix,
+        generator=lambda network: network,
         bos=("generation_config.bos_token_id", "config.bos_token_id"),
         end=("generation_config.eos_token_id", "config.eos_token_id"),
     ),
 }
-"""What transformers calls a kind of network in its configuration, and how it is taken apart."""
+"""How each kind of network is split, by its `model_type` in transformers."""

@@ -1,7 +1,4 @@
-"""What a person asks a captioner about: its own caption, a text, a phrase, words; for all images or for each.
-
-What a captioner says, and what may be asked about it: the whole, a word, a phrase.
-"""
+"""Captions, and the targets of a captioner: its own caption, a text, a phrase or words, for all images or per image."""
 
 from __future__ import annotations
 
@@ -15,14 +12,31 @@ from ..objective import Target
 from .search import Hypothesis
 from .vocabulary import Vocabulary
 
-__all__ = ["Caption", "CaptionTarget", "CaptionTargetSpec", "Phrase", "Word", "parse", "resolve", "word_by_word"]
+__all__ = [
+    "Caption",
+    "CaptionTarget",
+    "CaptionTargetSpec",
+    "Phrase",
+    "Word",
+    "find_words",
+    "parse",
+    "resolve",
+    "word_by_word",
+]
+
+
+# --- Captions and their words
 
 
 @dataclass(frozen=True)
 class Phrase:
-    """The words start … stop (exclusive) of a caption's tokens, to be explained together, given those before them.
+    """The words start … stop (exclusive) of a caption, as one target, given the words before them.
 
-    ended: the caption ends there, and was not cut at the length limit.
+    Args:
+        tokens: the tokens of the caption.
+        start: the first word.
+        stop: the word behind the last one.
+        ended: whether the caption ends there; if not, the length limit truncated it.
     """
 
     tokens: tuple[int, ...]
@@ -32,7 +46,7 @@ class Phrase:
 
 
 class Word(str):
-    """A word that knows its caption: a text like any other, and a target of its own."""
+    """A word that knows its caption: a str, and a target of its own."""
 
     phrase: Phrase
 
@@ -46,10 +60,23 @@ class Word(str):
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption: its text, words and tokens, and their log-probabilities.
+    """A caption with its words and tokens, and their log-probabilities.
 
-    log_prob: of the whole, END included where it is counted and was reached. word_log_probs: of each word, given those
-    before it. ended: the captioner ended it by itself, and was not cut at the length limit.
+    Args:
+        text: the words, joined by blanks.
+        words: each of them is a target for `gradlight.explain`.
+        tokens: one per word, without END.
+        log_prob: of the whole caption, END included if it is counted and was decoded.
+        word_log_probs: of each word, given the words before it.
+        ended: whether END was decoded; if not, the length limit truncated the caption.
+
+    Example:
+        >>> from gradlight.data.scenes import draw
+        >>> caption = gl.captioner("scenes", device="cpu").caption(draw(1).image)[0]
+        >>> caption.words[1:3], len(caption.word_log_probs)
+        (['large', 'purple'], 9)
+        >>> caption.phrase("cyan star").start
+        7
     """
 
     text: str
@@ -63,7 +90,18 @@ class Caption:
         return self.text
 
     def span(self, start: int, stop: int) -> Phrase:
-        """Give the words start … stop (exclusive) as one target; raises GradlightError for an empty or wrong range."""
+        """Return the words start … stop (exclusive) as one target.
+
+        Args:
+            start: the first word.
+            stop: the word behind the last one.
+
+        Returns:
+            A target for `gradlight.explain`.
+
+        Raises:
+            GradlightError: if the range is empty or exceeds the caption.
+        """
         if not 0 <= start < stop <= len(self.tokens):
             raise GradlightError(
                 f"{self.text!r} has the words 0 to {len(self.tokens) - 1}; there is none from {start} to before {stop}."
@@ -71,27 +109,63 @@ class Caption:
         return Phrase(tuple(self.tokens), start, stop, self.ended)
 
     def phrase(self, text: str) -> Phrase:
-        """Give words that follow one another, as "red star", as one target; the first place where they stand."""
+        """Return words that follow one another as one target.
+
+        Args:
+            text: the words, such as "red star"; their first occurrence counts.
+
+        Returns:
+            A target for `gradlight.explain`.
+
+        Raises:
+            GradlightError: if the words do not follow one another in the caption.
+        """
         return self.span(*find_words(text.split(), self.words))
 
 
-def find_words(wanted: Sequence[str], words: Sequence[str]) -> tuple[int, int]:
-    """Find where words stand one after another; raises GradlightError if they do not, and for none."""
-    asked, known = [word.casefold() for word in wanted], [word.casefold() for word in words]
-    for start in range(len(known) - len(asked) + 1 if asked else 0):
-        if known[start : start + len(asked)] == asked:
-            return start, start + len(asked)
+def find_words(phrase: Sequence[str], words: Sequence[str]) -> tuple[int, int]:
+    """Find where words follow one another in a caption.
+
+    Args:
+        phrase: the words to find; case makes no difference.
+        words: the words of the caption.
+
+    Returns:
+        The first word and the word behind the last one.
+
+    Raises:
+        GradlightError: if the words do not follow one another, or if there are none.
+
+    Example:
+        >>> find_words(["red", "star"], ["a", "Red", "star"])
+        (1, 3)
+    """
+    phrase_key, caption_key = [word.casefold() for word in phrase], [word.casefold() for word in words]
+    for start in range(len(caption_key) - len(phrase_key) + 1 if phrase_key else 0):
+        if caption_key[start : start + len(phrase_key)] == phrase_key:
+            return start, start + len(phrase_key)
     raise GradlightError(
-        f"{' '.join(wanted)!r} is not in the caption {' '.join(words)!r}. Ask for words that stand there one after"
-        " another."
+        f"{' '.join(phrase)!r} is not in the caption {' '.join(words)!r}. Give words that are in it one after another."
     )
+
+
+# --- Targets
 
 
 @dataclass(frozen=True)
 class CaptionTarget(Target):
-    """A caption or a part of it: the words start … stop (exclusive) of its tokens, and END if it is counted.
+    """A caption or a part of it.
 
-    ended: whether the caption's loss counts END; it does not where the length limit cut the caption.
+    Args:
+        kind: "caption" or "word".
+        index: the position of the first word.
+        label: the words.
+        score: the log-probability.
+        tokens: of the caption, without END.
+        start: the first word of the part.
+        stop: the word behind its last one.
+        counts_end: whether the score counts END.
+        ended: whether the caption's loss counts END; it does not where the length limit truncated the caption.
     """
 
     tokens: tuple[int, ...] = ()
@@ -103,121 +177,154 @@ class CaptionTarget(Target):
 
 @dataclass(frozen=True)
 class CaptionTargetSpec:
-    """One thing that is asked of an image, as far as it is known before the network has run.
+    """A target as far as it is known before the network has run.
 
-    text: as it was written, for the record. tokens: of the caption; None: the one that the captioner makes. phrase:
-    words to find in it. span: where the part begins and stops; None: the whole. each: every word of the part apart.
+    Args:
+        text: as the caller wrote it, for the record.
+        tokens: of the caption; None: the caption that the captioner generates.
+        phrase: words to find in the caption.
+        span: the first word of the part and the word behind its last one; None: the whole caption.
+        per_word: whether every word of the part is a target of its own.
+        ended: whether the caption ends there; if not, the length limit truncated it.
     """
 
     text: str
     tokens: tuple[int, ...] | None = None
     phrase: tuple[str, ...] = ()
     span: tuple[int, int] | None = None
-    each: bool = False
+    per_word: bool = False
     ended: bool = True
 
 
-def parse(target: Any, words: Vocabulary, unk: str) -> list[list[CaptionTargetSpec]]:
-    """Bring a target to rows: one row per image, or one for all; every row holds what is asked of its image.
+def parse(target: Any, vocabulary: Vocabulary, unk: str) -> list[list[CaptionTargetSpec]]:
+    """Parse the `target=` of a captioner.
 
-    None: the caption that the captioner makes. A text: that caption; "a [red star] above" asks for the words between
-    the brackets, and "[red star]" for these words of the captioner's own caption. A Caption, Phrase or Word: itself. A
-    list holds one entry for each image, or exactly one for all, and an entry that is itself a list asks several; the
-    words of one caption (`caption.words`) are one entry that asks for each of them. Raises GradlightError for anything
-    else, and for words that are not in the vocabulary.
+    Args:
+        target: None: the caption that the captioner generates. A text: that caption; "a [red star] above" is the words
+            between the brackets, and "[red star]" these words of the generated caption. A Caption, Phrase or Word:
+            itself. A list has one entry per image, or exactly one for all; an entry that is a list is several targets;
+            the words of one caption (`caption.words`) are one entry with a target per word.
+        vocabulary: the captioner's words.
+        unk: what is done with unknown words (`Vocabulary.encode`).
+
+    Returns:
+        One row of target specs per image, or one row for all images.
+
+    Raises:
+        GradlightError: for every other target, and for words that are not in the vocabulary.
+
+    Example:
+        >>> from gradlight.models.captioner.decoder import SpecialTokens
+        >>> vocabulary = Vocabulary({1: "a", 2: "red", 3: "star"}, SpecialTokens(bos=0, end=0))
+        >>> parse("a [red star]", vocabulary, unk="error")[0][0].span
+        (1, 3)
     """
-    if not isinstance(target, (list, tuple)) or _is_words(target):
-        return [_entry(target, words, unk)]
+    if not isinstance(target, (list, tuple)) or _are_words(target):
+        return [_parse_entry(target, vocabulary, unk)]
     if not target:
         raise GradlightError(
-            "The list of targets is empty. Give a text for each image, or None: the generated caption."
+            "The list of targets is empty. Give a text per image, or None, which is the generated caption."
         )
-    return [_entry(part, words, unk) for part in target]
+    return [_parse_entry(entry, vocabulary, unk) for entry in target]
 
 
 def word_by_word(rows: Sequence[Sequence[CaptionTargetSpec]]) -> list[list[CaptionTargetSpec]]:
-    """Ask for every word of what was asked, apart."""
-    return [[replace(asked, each=True) for asked in row] for row in rows]
+    """Make every word of the targets a target of its own."""
+    return [[replace(spec, per_word=True) for spec in row] for row in rows]
 
 
 def resolve(
-    asked: CaptionTargetSpec, found: Hypothesis | None, words: Vocabulary, count_end: bool
+    spec: CaptionTargetSpec, hypothesis: Hypothesis | None, vocabulary: Vocabulary, count_end: bool
 ) -> list[CaptionTarget]:
-    """Fix what is asked of one image; found: the caption that the captioner made, where none was given."""
-    if asked.tokens is None and found is not None:
-        asked = replace(asked, tokens=found.tokens, ended=found.ended)
-    tokens = asked.tokens or ()
-    said = words.decode(tokens)
-    span = find_words(asked.phrase, said) if asked.phrase else asked.span
-    if asked.each:
+    """Resolve a target spec for one image.
+
+    Args:
+        spec: the target as it was parsed.
+        hypothesis: the caption that the captioner has generated; only read where the spec has no caption.
+        vocabulary: the captioner's words.
+        count_end: whether END counts in the log-probability of a whole caption.
+
+    Returns:
+        The targets: several where the spec has one per word.
+
+    Raises:
+        GradlightError: if a phrase is not in the caption, and for the words of an empty caption.
+    """
+    if spec.tokens is None and hypothesis is not None:
+        spec = replace(spec, tokens=hypothesis.tokens, ended=hypothesis.ended)
+    tokens = spec.tokens or ()
+    words = vocabulary.decode(tokens)
+    span = find_words(spec.phrase, words) if spec.phrase else spec.span
+    if spec.per_word:
         start, stop = span or (0, len(tokens))
         if start == stop:
-            raise GradlightError("The captioner says nothing of this image (END comes first), so there are no words.")
-        return [_part(tokens, said, at, at + 1, asked.ended and count_end) for at in range(start, stop)]
+            raise GradlightError("The generated caption of this image is empty (END comes first): it has no words.")
+        return [_part(tokens, words, at, at + 1, spec.ended and count_end) for at in range(start, stop)]
     if span is not None:
-        return [_part(tokens, said, *span, asked.ended and count_end)]
-    end = asked.ended and count_end
-    return [CaptionTarget("caption", 0, " ".join(said), tokens=tokens, stop=len(tokens), counts_end=end, ended=end)]
+        return [_part(tokens, words, *span, spec.ended and count_end)]
+    end = spec.ended and count_end
+    return [CaptionTarget("caption", 0, " ".join(words), tokens=tokens, stop=len(tokens), counts_end=end, ended=end)]
 
 
-def _part(tokens: tuple[int, ...], said: Sequence[str], start: int, stop: int, ended: bool) -> CaptionTarget:
-    label = " ".join(said[start:stop])
+def _part(tokens: tuple[int, ...], words: Sequence[str], start: int, stop: int, ended: bool) -> CaptionTarget:
+    """Make the target of the words start … stop (exclusive) of a caption."""
+    label = " ".join(words[start:stop])
     return CaptionTarget("word", start, label, tokens=tokens, start=start, stop=stop, counts_end=False, ended=ended)
 
 
-def _is_words(target: Sequence[Any]) -> bool:
-    """Tell whether these are words of one caption, and not a list with an entry for each image."""
+def _are_words(target: Sequence[Any]) -> bool:
+    """Return whether these are words of one caption, and not a list with an entry per image."""
     return (
         bool(target)
-        and len({part.phrase.tokens if isinstance(part, Word) else None for part in target}) == 1
-        and all(isinstance(part, Word) for part in target)
+        and len({word.phrase.tokens if isinstance(word, Word) else None for word in target}) == 1
+        and all(isinstance(word, Word) for word in target)
     )
 
 
-def _entry(target: Any, words: Vocabulary, unk: str) -> list[CaptionTargetSpec]:
-    if not isinstance(target, (list, tuple)):
-        return [_one(target, words, unk)]
-    if not target:
-        raise GradlightError("One image's list of targets is empty. Give at least one for each image.")
-    return [
-        asked for part in target for asked in (_entry(part, words, unk) if _nested(part) else [_one(part, words, unk)])
-    ]
+def _parse_entry(entry: Any, vocabulary: Vocabulary, unk: str) -> list[CaptionTargetSpec]:
+    """Parse what one image has: a target, a list of targets, or the words of a caption."""
+    if not isinstance(entry, (list, tuple)):
+        return [_parse_single(entry, vocabulary, unk)]
+    if not entry:
+        raise GradlightError("One image's list of targets is empty. Give at least one target per image.")
+    specs: list[CaptionTargetSpec] = []
+    for target in entry:
+        words = isinstance(target, (list, tuple)) and _are_words(target)
+        specs += _parse_entry(target, vocabulary, unk) if words else [_parse_single(target, vocabulary, unk)]
+    return specs
 
 
-def _nested(part: Any) -> bool:
-    return isinstance(part, (list, tuple)) and _is_words(part)
-
-
-def _one(target: Any, words: Vocabulary, unk: str) -> CaptionTargetSpec:
+def _parse_single(target: Any, vocabulary: Vocabulary, unk: str) -> CaptionTargetSpec:
+    """Parse a target that is no list."""
     if target is None:
         return CaptionTargetSpec("")
     if isinstance(target, Caption):
         return CaptionTargetSpec(target.text, tuple(target.tokens), ended=target.ended)
     if isinstance(target, (Word, Phrase)):
         phrase = target.phrase if isinstance(target, Word) else target
-        said = words.decode(phrase.tokens)
-        if not 0 <= phrase.start < phrase.stop <= len(said):
+        words = vocabulary.decode(phrase.tokens)
+        if not 0 <= phrase.start < phrase.stop <= len(words):
             raise GradlightError(f"{phrase!r} has no words; caption.phrase(…) and caption.span(…) make phrases.")
-        said[phrase.start] = f"[{said[phrase.start]}"
-        said[phrase.stop - 1] += "]"
-        return CaptionTargetSpec(" ".join(said), phrase.tokens, span=(phrase.start, phrase.stop), ended=phrase.ended)
+        words[phrase.start] = f"[{words[phrase.start]}"
+        words[phrase.stop - 1] += "]"
+        return CaptionTargetSpec(" ".join(words), phrase.tokens, span=(phrase.start, phrase.stop), ended=phrase.ended)
     if isinstance(target, str) and target.strip():
-        return _text(target, words, unk)
+        return _parse_text(target, vocabulary, unk)
     raise GradlightError(
         f"{target!r} is not a target of a captioner. Give a text, a Caption of model.caption(…), its words, or None for"
-        " the caption that it makes itself."
+        " the caption that it generates."
     )
 
 
-def _text(text: str, words: Vocabulary, unk: str) -> CaptionTargetSpec:
-    """Read a text, with one pair of brackets around a phrase or without."""
+def _parse_text(text: str, vocabulary: Vocabulary, unk: str) -> CaptionTargetSpec:
+    """Parse a text, with one pair of brackets around a phrase or without."""
     if "[" not in text and "]" not in text:
-        return CaptionTargetSpec(text, tuple(words.encode(text, unk)))
+        return CaptionTargetSpec(text, tuple(vocabulary.encode(text, unk)))
     match = re.fullmatch(r"([^\[\]]*)\[([^\[\]]+)\]([^\[\]]*)", text)
     if match is None:
         raise GradlightError(f'{text!r}: one pair of brackets marks the phrase to explain, as in "a [red star] above".')
-    inside = words.encode(match[2], unk)
-    before, after = (words.encode(part, unk) if re.search(r"\w", part) else [] for part in (match[1], match[3]))
+    inside = vocabulary.encode(match[2], unk)
+    before, after = (vocabulary.encode(side, unk) if re.search(r"\w", side) else [] for side in (match[1], match[3]))
     if not before and not after:
-        return CaptionTargetSpec(text, phrase=tuple(words.decode(inside)))
+        return CaptionTargetSpec(text, phrase=tuple(vocabulary.decode(inside)))
     return CaptionTargetSpec(text, (*before, *inside, *after), span=(len(before), len(before) + len(inside)))

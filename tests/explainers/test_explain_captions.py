@@ -29,10 +29,17 @@ SIZES = {"embed": 6, "size": 7, "rows": 13, "columns": 13}
 FAMILIES: dict[str, tuple[Callable[[], Decoder], FeaturePooling]] = {
     "fc": (lambda: FC(ONE, features=16, **SIZES), FeaturePooling()),
     "show_tell": (lambda: ShowTell(ONE, features=16, layers=2, **SIZES), FeaturePooling()),
-    "att2in2": (lambda: Att2in2(ONE, places=21, attention=5, norm=2, **SIZES), FeaturePooling(boxes=True)),
+    "att2in2": (lambda: Att2in2(ONE, location_features=21, attention=5, norm=2, **SIZES), FeaturePooling(boxes=True)),
     "soft": (
         lambda: SoftAttention(
-            SpecialTokens(13, 14, 12), places=16, attention=5, embed=6, size=7, rows=15, columns=15, max_length=8
+            SpecialTokens(13, 14, 12),
+            location_features=16,
+            attention=5,
+            embed=6,
+            size=7,
+            rows=15,
+            columns=15,
+            max_length=8,
         ),
         FeaturePooling(3),
     ),
@@ -53,9 +60,9 @@ def captioner(family: str = "fc", **options: Any) -> Captioner:
     decoder = make()
     for parameter in decoder.parameters():
         nn.init.uniform_(parameter, -1, 1)
-    decoder.logit.bias.data[decoder.specials.end] = -2
+    decoder.logit.bias.data[decoder.special_tokens.end] = -2
     network = CaptionNetwork(build_resnet(ResNetPlan("basic", (1, 1), (8, 16), 8, "none")), decoder, reading)
-    words = Vocabulary(dict(enumerate(WORDS, 1)), decoder.specials)
+    words = Vocabulary(dict(enumerate(WORDS, 1)), decoder.special_tokens)
     return Captioner(network.double().eval(), words, Preprocessing(size=(48, 48), resize=(48, 48)), **options)
 
 
@@ -72,14 +79,14 @@ def steps_of(network: CaptionNetwork, features: dict[str, Tensor], text: str) ->
     """Give the log-probability of each word of a text and of END."""
     tokens = numbers(text)
     steps = network.decoder.log_probs(features, torch.tensor([tokens]))[0]
-    return torch.stack([steps[t, token] for t, token in enumerate([*tokens, network.decoder.specials.end])])
+    return torch.stack([steps[t, token] for t, token in enumerate([*tokens, network.decoder.special_tokens.end])])
 
 
 def by_hand(network: CaptionNetwork, image: Tensor, text: str, part: slice, layer: str) -> dict[str, Tensor]:
     """Write the maps [h,w] of some of a text's steps at a stage out, from plain autograd."""
     parts = list(network.encoder.children())
     x = nn.Sequential(*parts[: STAGES[layer]])(image[None]).detach().requires_grad_()
-    features = network.reading(nn.Sequential(*parts[STAGES[layer] :])(x))
+    features = network.pooling(nn.Sequential(*parts[STAGES[layer] :])(x))
     (g,) = torch.autograd.grad(steps_of(network, features, text)[part].sum(), x)
     with torch.no_grad():
         return {
@@ -406,7 +413,7 @@ def test_layers_are_combined(model: Captioner) -> None:
 
 
 def test_maps_of_words_go_through_a_file(tmp_path: Path) -> None:
-    model = captioner("att2in2", saying=DecodingOptions(max_length=4))
+    model = captioner("att2in2", decoding=DecodingOptions(max_length=4))
     for name, target, words in (("words", TEXT, True), ("both", [["a [red star]", None]], False)):
         maps = gl.explain(model, PIXELS, target, words=words, meta=gl.Meta(0.01))
         maps.save(tmp_path / f"{name}.h5")

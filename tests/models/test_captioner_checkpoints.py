@@ -19,9 +19,9 @@ from torch import Tensor
 
 from gradlight.errors import GradlightError, GradlightWarning
 from gradlight.models.captioner.checkpoints import read_checkpoint
-from gradlight.models.captioner.decoder import KEPT, LEAVES, REPLACED
+from gradlight.models.captioner.decoder import KEPT, REMOVED, REPLACED
 from gradlight.models.captioner.encoder import RESNET101, FeaturePooling, ResNetPlan, build_resnet
-from gradlight.models.captioner.search import generate, search
+from gradlight.models.captioner.search import beam_search, generate
 from gradlight.models.captioner.state_dicts import read_weights
 from gradlight.models.preprocessing import OriginalSize, Preprocessing
 
@@ -65,7 +65,7 @@ def close(ours: Tensor, theirs: np.ndarray) -> bool:
 
 
 def test_log_probs_totals_and_gradients_are_the_projects_own(oracle: Oracle) -> None:
-    end = oracle.found.vocabulary.specials.end
+    end = oracle.found.vocabulary.special_tokens.end
     for prefix in ("", "masked_") if "masked_total_logprob" in oracle.expected else ("",):
         for number, length in enumerate(oracle.lengths):
             features = oracle.features(bool(prefix))
@@ -90,7 +90,7 @@ def decodes(oracle: Oracle) -> list[dict[str, Any]]:
 
 
 def test_greedy_and_beam_search_say_what_the_project_says(oracle: Oracle) -> None:
-    specials = oracle.found.vocabulary.specials
+    specials = oracle.found.vocabulary.special_tokens
     checked = decodes(oracle)
     assert checked
     for decode in checked:
@@ -99,7 +99,7 @@ def test_greedy_and_beam_search_say_what_the_project_says(oracle: Oracle) -> Non
         }
         penalty = {"avg_0": "avg"}.get(decode.get("length_penalty", ""), decode.get("length_penalty") or None)
         suppressed = bool(decode.get("unk_suppressed") or decode.get("suppress_UNK"))
-        (found,) = search(
+        (found,) = beam_search(
             oracle.found.decoder,
             features,
             decode.get("beam_size", 1),
@@ -123,17 +123,17 @@ EXPECTED: dict[str, tuple[Any, ...]] = {
     "att2in2_py3": ("att2in2", "ImageCaptioning.pytorch", 20, (0, 0, 60), REPLACED, 14, None),
     "disc_fc_py2": ("fc", "DiscCaptioning", 16, (61, 0, 60), KEPT, 14, None),
     "disc_att2in2_py2": ("att2in2", "DiscCaptioning", 16, (61, 0, 60), KEPT, 14, None),
-    "sgrvinod_py3": ("soft attention", "soft attention tutorial", 51, (58, 59, 57), LEAVES, 14, (256, 256)),
+    "sgrvinod_py3": ("soft attention", "soft attention tutorial", 51, (58, 59, 57), REMOVED, 14, (256, 256)),
 }
 
 
 def test_what_a_folder_tells(oracle: Oracle) -> None:
-    family, project, limit, specials, finishing, grid, size = EXPECTED[oracle.folder.name]
+    family, project, limit, specials, end_rule, grid, size = EXPECTED[oracle.folder.name]
     found, decoder = oracle.found, oracle.found.decoder
-    assert (found.family, found.project, decoder.max_length, decoder.finishing) == (family, project, limit, finishing)
-    assert (decoder.specials.bos, decoder.specials.end, decoder.specials.unk) == specials
-    assert found.vocabulary.specials == decoder.specials
-    assert found.reading == FeaturePooling(grid)
+    assert (found.family, found.project, decoder.max_length, decoder.end_rule) == (family, project, limit, end_rule)
+    assert (decoder.special_tokens.bos, decoder.special_tokens.end, decoder.special_tokens.unk) == specials
+    assert found.vocabulary.special_tokens == decoder.special_tokens
+    assert found.pooling == FeaturePooling(grid)
     assert (found.preprocessing and found.preprocessing.size) == size
     assert "café" in found.vocabulary.words.values()
     assert not decoder.training
@@ -178,7 +178,7 @@ def features_of(found: Any, photo: Image.Image) -> dict[str, Tensor]:
     assert found.preprocessing is not None
     pixels, _ = found.preprocessing(photo)
     with torch.no_grad():
-        return found.reading(encoder(pixels[None]))
+        return found.pooling(encoder(pixels[None]))
 
 
 def test_the_tutorials_features_from_its_pictures(shared: Path) -> None:
@@ -247,7 +247,7 @@ def test_a_finetuned_encoder_beside_the_decoder(tmp_path: Path) -> None:
     found = read_checkpoint(folder)
     assert found.facts["files"][-1] == "model-cnn-best.pth"
     assert found.plan == ResNetPlan(layers=(1, 1, 1, 1), widths=(1, 2, 2, 4), stem=3, pool="ceil")
-    assert found.reading == FeaturePooling(None)
+    assert found.pooling == FeaturePooling(None)
     assert found.preprocessing == Preprocessing((224, 224), (256, 256), "squash")
     assert features_of(found, Image.new("RGB", (50, 70)))["att"].shape == (1, 49, CHANNELS)
 
@@ -259,7 +259,7 @@ def test_the_encoder_that_features_were_extracted_with(tmp_path: Path) -> None:
     found = read_checkpoint(folder)
     assert found.plan is not None
     assert found.plan.pool == "ceil"
-    assert found.reading == FeaturePooling(14)
+    assert found.pooling == FeaturePooling(14)
     assert found.preprocessing is None
     assert found.encoder_state is not None
     assert all(torch.equal(found.encoder_state[name], tensor) for name, tensor in state.items())
@@ -325,14 +325,14 @@ def test_names_that_leave_it_open(tmp_path: Path) -> None:
     folder = written(tmp_path, fc_state(), infos("fc"))
     shutil.copy(folder / "infos_fc-best.pkl", folder / "infos_other-best.pkl")
     for given in (folder, folder / "model-best.pth"):
-        with pytest.raises(GradlightError, match=r"is open: infos_fc-best\.pkl, infos_other-best\.pkl"):
+        with pytest.raises(GradlightError, match=r"is ambiguous: infos_fc-best\.pkl, infos_other-best\.pkl"):
             read_checkpoint(given)
     assert read_checkpoint(folder / "infos_other-best.pkl").facts["files"][1] == "infos_other-best.pkl"
     folder = tutorial(tmp_path / "soft")
     shutil.copy(folder / "WORDMAP_toy.json", folder / "WORDMAP_a.json")
     assert read_checkpoint(folder).facts["files"][1] == "WORDMAP_toy.json"
     (folder / "WORDMAP_toy.json").rename(folder / "WORDMAP_b.json")
-    with pytest.raises(GradlightError, match=r"is open: WORDMAP_a\.json, WORDMAP_b\.json"):
+    with pytest.raises(GradlightError, match=r"is ambiguous: WORDMAP_a\.json, WORDMAP_b\.json"):
         read_checkpoint(folder)
 
 
@@ -341,14 +341,14 @@ def test_names_that_leave_it_open(tmp_path: Path) -> None:
     [
         ((), "", "no captioner is in this folder.*infos_<id>.pkl.*It is empty"),
         (("notes.txt",), "", "It holds notes.txt"),
-        (("notes.txt",), "notes.txt", "no file that a captioner is read from"),
-        (("model.pth",), "model.pth", "the words are missing; no infos_<id>.pkl"),
-        (("infos_x.pkl",), "", "no model.pth or model-best.pth lies beside"),
-        (("infos_x.pkl",), "infos_x.pkl", "no model.pth or model-best.pth lies beside"),
-        (("optimizer.pth", "infos_x.pkl"), "optimizer.pth", "no file that a captioner is read from"),
-        (("histories_x.pkl",), "histories_x.pkl", "no file that a captioner is read from"),
+        (("notes.txt",), "notes.txt", "no file of a captioner's checkpoint"),
+        (("model.pth",), "model.pth", "the vocabulary is missing; no infos_<id>.pkl"),
+        (("infos_x.pkl",), "", "no model.pth or model-best.pth is beside"),
+        (("infos_x.pkl",), "infos_x.pkl", "no model.pth or model-best.pth is beside"),
+        (("optimizer.pth", "infos_x.pkl"), "optimizer.pth", "no file of a captioner's checkpoint"),
+        (("histories_x.pkl",), "histories_x.pkl", "no file of a captioner's checkpoint"),
         (("model-cnn.pth", "infos_x.pkl"), "model-cnn.pth", "the encoder of a captioner alone"),
-        (("BEST_checkpoint_x.pth.tar",), "", r"no WORDMAP_x\.json lies beside"),
+        (("BEST_checkpoint_x.pth.tar",), "", r"no WORDMAP_x\.json is beside"),
         (("WORDMAP_x.json",), "WORDMAP_x.json", "no checkpoint"),
         (("last.ckpt",), "last.ckpt", "Lightning checkpoint.*_vocab.*not opened.*model.pth"),
         (("model.pth",), "modle.pth", r"No such file.*Did you mean 'model\.pth'"),
@@ -378,7 +378,7 @@ def test_pickles_in_tensors_of_lightning_are_refused(tmp_path: Path) -> None:
 def test_words_and_weights_of_different_trainings(tmp_path: Path) -> None:
     record = infos("fc")
     record["vocab"][str(V + 1)] = "one too many"
-    with pytest.raises(GradlightError, match=r"infos_fc-best\.pkl: It knows 11 words and the weights 10"):
+    with pytest.raises(GradlightError, match=r"infos_fc-best\.pkl: It has 11 words and the weights 10"):
         read_checkpoint(written(tmp_path / "a", fc_state(), record))
     record = {**infos("fc"), "vocab": {"one": "word"}}
     with pytest.raises(GradlightError, match=r"infos_fc-best\.pkl: Its vocab is no dict from numbers to words"):
@@ -388,7 +388,7 @@ def test_words_and_weights_of_different_trainings(tmp_path: Path) -> None:
     folder = tutorial(tmp_path / "soft")
     words = json.loads((folder / "WORDMAP_toy.json").read_text())
     for changed, message in (
-        ({**words, "zebra": 13}, "It numbers 14 words and the weights know 13"),
+        ({**words, "zebra": 13}, "It numbers 14 words and the weights have 13"),
         ({w: n for w, n in words.items() if w != "<start>"}, "no word map: <start> is missing"),
         ({**words, "a": True}, "a number for every word"),
         ({**words, "a": 2}, "not of the same training"),
@@ -418,7 +418,7 @@ def test_the_number_of_the_unknown_word(tmp_path: Path, unknown: int | None) -> 
     record["vocab"][str(V)] = "last"
     if unknown is not None:
         record["vocab"][str(unknown)] = "Unk"
-    assert read_checkpoint(written(tmp_path, fc_state(), record)).vocabulary.specials.unk == unknown
+    assert read_checkpoint(written(tmp_path, fc_state(), record)).vocabulary.special_tokens.unk == unknown
 
 
 def test_bytes_of_python_2_become_their_words(tmp_path: Path) -> None:
@@ -437,8 +437,8 @@ def test_the_tutorial_without_the_library_that_wrote_it(tmp_path: Path) -> None:
     assert other.encoder_state is not None
     assert same(one.encoder_state, other.encoder_state)
     assert one.decoder.get_parameter("core.weight_ih").shape == (4 * R, E + CHANNELS)
-    assert one.vocabulary.specials.unk == V
-    assert (one.vocabulary.specials.bos, one.vocabulary.specials.end) == (V + 1, V + 2)
+    assert one.vocabulary.special_tokens.unk == V
+    assert (one.vocabulary.special_tokens.bos, one.vocabulary.special_tokens.end) == (V + 1, V + 2)
     assert "<start>" not in one.vocabulary
     features = features_of(one, Image.new("RGB", (60, 40)))
     assert features["att"].shape == (1, 196, CHANNELS)
@@ -450,6 +450,6 @@ def test_the_tutorial_without_the_library_that_wrote_it(tmp_path: Path) -> None:
 def test_a_joint_model_is_discaptioning(tmp_path: Path) -> None:
     found = read_checkpoint(written(tmp_path, joint(fc_state(rows=V + 2)), infos("fc", max_length=20)))
     assert (found.project, found.family) == ("DiscCaptioning", "fc")
-    assert (found.decoder.specials.bos, found.decoder.specials.end) == (V + 1, 0)
-    assert found.decoder.finishing == KEPT
+    assert (found.decoder.special_tokens.bos, found.decoder.special_tokens.end) == (V + 1, 0)
+    assert found.decoder.end_rule == KEPT
     assert found.decoder.max_length == 16

@@ -31,7 +31,7 @@ def model(photos: list[CaptionedPhoto]) -> Captioner:
     torch.manual_seed(0)
     words = build_vocabulary((text for photo in photos for text in photo.captions), threshold=2)
     rows = len(words) + 1
-    decoder = FC(words.specials, features=2048, embed=32, size=32, rows=rows, columns=rows)
+    decoder = FC(words.special_tokens, features=2048, embed=32, size=32, rows=rows, columns=rows)
     encoder = build_resnet(RESNET101)
     for name, parameter in encoder.named_parameters():
         if name.endswith("bn3.weight"):

@@ -38,7 +38,7 @@ from gradlight.models.captioner.decoder import KEPT, REPLACED, SpecialTokens
 from gradlight.models.captioner.encoder import FeaturePooling
 from gradlight.models.captioner.rnn_decoders import FC, Att2in2
 from gradlight.models.captioner.search import generate
-from gradlight.models.captioner.state_dicts import build_decoder, load_strictly, recognise, width_of
+from gradlight.models.captioner.state_dicts import build_decoder, feature_width, load_strictly, recognise
 
 SAID = [3, 6, 1, V]
 
@@ -160,18 +160,18 @@ def test_the_length_limit_without_the_option(tmp_path: Path) -> None:
 
 def test_begin_and_end_that_the_options_name(tmp_path: Path) -> None:
     found = read(tmp_path / "a", att2in2_state(), "att2in2", False, bos_idx=V, eos_idx=0)
-    assert found.decoder.specials == SpecialTokens(V, 0, V)
+    assert found.decoder.special_tokens == SpecialTokens(V, 0, V)
     found = read(tmp_path / "b", att2in2_state(), "att2in2", False, bos_idx=V + 1, eos_idx=None)
-    assert found.decoder.specials == SpecialTokens(0, 0, V)
-    assert read(tmp_path / "c", fc_state(), "fc", bos_idx=4).decoder.specials.bos == 0
+    assert found.decoder.special_tokens == SpecialTokens(0, 0, V)
+    assert read(tmp_path / "c", fc_state(), "fc", bos_idx=4).decoder.special_tokens.bos == 0
 
 
 def test_regions_with_boxes_become_places_with_boxes(tmp_path: Path) -> None:
     with pytest.warns(GradlightWarning, match="regions that a detector found"):
         found = read(tmp_path, att2in2_state(), "att2in2", False, use_box=1)
-    assert found.reading == FeaturePooling(14, boxes=True)
+    assert found.pooling == FeaturePooling(14, boxes=True)
     with pytest.warns(GradlightWarning, match="norm_att_feat"):
-        assert not read(tmp_path, att2in2_state(), "att2in2", False, norm_att_feat=1).reading.boxes
+        assert not read(tmp_path, att2in2_state(), "att2in2", False, norm_att_feat=1).pooling.boxes
 
 
 def test_wrapped_and_half_weights_are_read(tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_recognised_weights_bear_our_names() -> None:
     decoder = build_decoder(found.family, found.state, SpecialTokens(V + 1, 0), 16, KEPT)
     assert isinstance(decoder, Att2in2)
     assert decoder.norm_after is not None
-    assert (width_of(decoder), decoder.h2att.out_features) == (D, A)
+    assert (feature_width(decoder), decoder.h2att.out_features) == (D, A)
     assert int(decoder.state_dict()["norm_before.num_batches_tracked"]) == 7
     assert not decoder.training
     assert set(found.state) == set(decoder.state_dict())
@@ -287,9 +287,9 @@ def test_the_width_of_another_decoder() -> None:
         pass
 
     specials, sizes = SpecialTokens(0, 0), {"features": F, "embed": E, "size": R, "rows": V + 1, "columns": V + 1}
-    assert width_of(Other(specials, **sizes)) == F
+    assert feature_width(Other(specials, **sizes)) == F
     with pytest.raises(GradlightError, match="Strange is no decoder"):
-        width_of(Strange())  # type: ignore[arg-type]
+        feature_width(Strange())  # type: ignore[arg-type]
 
 
 def test_a_caption_ends_where_the_words_do(tmp_path: Path) -> None:

@@ -26,10 +26,13 @@ def same(one: Checkpoint, other: Checkpoint) -> bool:
     """Tell whether two captioners are equal, bit for bit."""
     plain = all(
         getattr(one, name) == getattr(other, name)
-        for name in ("family", "project", "plan", "reading", "preprocessing", "facts")
+        for name in ("family", "project", "plan", "pooling", "preprocessing", "facts")
     )
-    kept = all(getattr(one.decoder, name) == getattr(other.decoder, name) for name in ("max_length", "finishing"))
-    words = one.vocabulary.words == other.vocabulary.words and one.vocabulary.specials == other.vocabulary.specials
+    kept = all(getattr(one.decoder, name) == getattr(other.decoder, name) for name in ("max_length", "end_rule"))
+    words = (
+        one.vocabulary.words == other.vocabulary.words
+        and one.vocabulary.special_tokens == other.vocabulary.special_tokens
+    )
     states = [(one.decoder.state_dict(), other.decoder.state_dict()), (one.encoder_state, other.encoder_state)]
     return plain and kept and words and all(equal(a, b) for a, b in states)
 
@@ -112,8 +115,8 @@ def test_what_cannot_be_written(folder: Path, tmp_path: Path) -> None:
         write_folder(tmp_path / "file", found)
     with pytest.raises(GradlightError, match="this captioner cannot be written"):
         write_folder(folder, replace(found, plan=None))
-    found.decoder.finishing = EndRule(3.0)
-    with pytest.raises(GradlightError, match=r"this captioner cannot be written: EndRule\(price=3.0"):
+    found.decoder.end_rule = EndRule(3.0)
+    with pytest.raises(GradlightError, match=r"this captioner cannot be written: EndRule\(penalty=3.0"):
         write_folder(folder, found)
 
 
@@ -134,7 +137,7 @@ def put(*keys: str, value: Any) -> Change:
     ("change", "message"),
     [
         (put("format", value="other"), "no record of a captioner"),
-        (put("format_version", value=2), "of format 2, and this gradlight knows 1: use a newer gradlight"),
+        (put("format_version", value=2), "of format 2, and this gradlight reads 1: use a newer gradlight"),
         (put("format_version", value=True), "'format_version' is missing or no int"),
         (put("format_version", value=None), "'format_version' is missing or no int"),
         (put("family", value=3), "'family' is missing or no str"),
@@ -143,13 +146,13 @@ def put(*keys: str, value: Any) -> Change:
         (put("project", value=None), "'project' is missing"),
         (put("vocabulary", value=[]), "'vocabulary' is missing or no dict"),
         (put("vocabulary", "words", value=["a"]), "no vocabulary"),
-        (put("vocabulary", "words", "400", value="zebra"), "knows 13 words, and captioner.json speaks of others"),
-        (put("vocabulary", "end", value=400), "speaks of others"),
-        (put("vocabulary", "bos", value=-1), "speaks of others"),
+        (put("vocabulary", "words", "400", value="zebra"), "has 13 words, and captioner.json numbers others"),
+        (put("vocabulary", "end", value=400), "numbers others"),
+        (put("vocabulary", "bos", value=-1), "numbers others"),
         (put("max_length", value=0), "max_length=0"),
         (put("max_length", value=10**9), "max_length=1000000000"),
         (put("finishing", value="never"), "finishing='never'"),
-        (put("reading", value={"grid": 0, "boxes": False}), "how features are read"),
+        (put("reading", value={"grid": 0, "boxes": False}), "how features are pooled"),
         (put("reading", value=None), "'reading' is missing"),
         (put("facts", value=[]), "'facts' is missing or no dict"),
         (put("encoder", value=None), "It holds decoder, encoder, which is not what captioner.json says"),

@@ -29,7 +29,7 @@ def decoder_of(kind: str, features: int = 16) -> Decoder:
     sizes = {"embed": 6, "size": 7, "rows": 13, "columns": 13, "max_length": 9}
     if kind == "fc":
         return FC(SPECIALS, features=features, **sizes)
-    return Att2in2(SPECIALS, places=features, attention=5, **sizes)
+    return Att2in2(SPECIALS, location_features=features, attention=5, **sizes)
 
 
 def captioner(kind: str = "fc", preprocess: Preprocess = SMALL, end: float = 2.5, **options: Any) -> Captioner:
@@ -248,7 +248,7 @@ def test_an_encoder_of_another_width_is_refused() -> None:
 def test_what_to_do_with_unknown_words_is_one_of_two() -> None:
     with pytest.raises(GradlightError, match='unk=\'skip\' is unknown; give "error" or "allow"'):
         captioner(unk="skip")
-    assert captioner(unk="allow").objective("a zebra").asked[0][0].tokens == (1, 12)
+    assert captioner(unk="allow").objective("a zebra").target_specs[0][0].tokens == (1, 12)
     with pytest.raises(GradlightError, match="Not among the 12 words"):
         captioner().objective("a zebra")
 

@@ -28,10 +28,10 @@ SIZES = {"embed": 6, "size": 7, "rows": 13, "columns": 13}
 FAMILIES: dict[str, tuple[Callable[[], Decoder], FeaturePooling]] = {
     "fc": (lambda: FC(ONE, features=16, **SIZES), FeaturePooling()),
     "show_tell": (lambda: ShowTell(ONE, features=16, layers=2, **SIZES), FeaturePooling()),
-    "att2in2": (lambda: Att2in2(ONE, places=16, attention=5, **SIZES), FeaturePooling()),
-    "boxes": (lambda: Att2in2(ONE, places=21, attention=5, norm=2, **SIZES), FeaturePooling(3, boxes=True)),
+    "att2in2": (lambda: Att2in2(ONE, location_features=16, attention=5, **SIZES), FeaturePooling()),
+    "boxes": (lambda: Att2in2(ONE, location_features=21, attention=5, norm=2, **SIZES), FeaturePooling(3, boxes=True)),
     "soft": (
-        lambda: SoftAttention(THREE, places=16, attention=5, embed=6, size=7, rows=15, columns=15),
+        lambda: SoftAttention(THREE, location_features=16, attention=5, embed=6, size=7, rows=15, columns=15),
         FeaturePooling(2),
     ),
 }
@@ -51,7 +51,7 @@ def captioner(family: str, **options: Any) -> Captioner:
     for parameter in decoder.parameters():
         torch.nn.init.uniform_(parameter, -1, 1)
     network = CaptionNetwork(build_resnet(ResNetPlan("basic", (1, 1), (8, 16), 8, "none")), decoder, reading)
-    words = Vocabulary(dict(enumerate(WORDS, 1)), decoder.specials)
+    words = Vocabulary(dict(enumerate(WORDS, 1)), decoder.special_tokens)
     return Captioner(network.double().eval(), words, Preprocessing(size=(48, 48), resize=(48, 48)), **options)
 
 
@@ -66,8 +66,8 @@ def one_by_one(model: Captioner, image: Tensor, text: str) -> list[float]:
     numbers = [WORDS.index(word) + 1 for word in text.split()]
     found = []
     with torch.no_grad():
-        state, before = decoder.start(model.network.features(image[None])), words.specials.bos
-        for token in [*numbers, words.specials.end]:
+        state, before = decoder.start(model.network.features(image[None])), words.special_tokens.bos
+        for token in [*numbers, words.special_tokens.end]:
             state = decoder.advance(state, torch.tensor([before]))
             logits = decoder.logit.weight @ state["h"][0] + decoder.logit.bias
             found.append(float(logits[token] - logits.exp().sum().log()))
@@ -98,7 +98,11 @@ def test_several_captions_of_different_lengths_for_each_image(model: Captioner) 
 
 def test_end_can_be_left_out(model: Captioner) -> None:
     rows = CaptionObjective(
-        model.network, model.vocabulary, model.objective(TEXTS).asked, saying=DecodingOptions(), count_end=False
+        model.network,
+        model.vocabulary,
+        model.objective(TEXTS).target_specs,
+        decoding=DecodingOptions(),
+        count_end=False,
     )
     scores, losses, _ = asked(rows)
     wanted = [[sum(one_by_one(model, PIXELS[i], text)[:-1]) for text in row] for i, row in enumerate(TEXTS)]
@@ -148,9 +152,9 @@ def test_a_phrase_is_the_sum_of_its_words(text: str, start: int, stop: int) -> N
 
 def limited(family: str, length: int, count_end: bool = True) -> Captioner:
     """Make a captioner that hardly ever says END and stops at so many tokens."""
-    model = captioner(family, saying=DecodingOptions(max_length=length), count_end=count_end)
+    model = captioner(family, decoding=DecodingOptions(max_length=length), count_end=count_end)
     with torch.no_grad():
-        model.network.decoder.logit.bias[model.vocabulary.specials.end] -= 20
+        model.network.decoder.logit.bias[model.vocabulary.special_tokens.end] -= 20
     return model
 
 
@@ -188,13 +192,13 @@ def test_the_words_of_a_cut_caption_have_its_loss_however_they_are_asked() -> No
 def test_a_generated_caption_that_ends_counts_end() -> None:
     model = captioner("fc")
     with torch.no_grad():
-        model.network.decoder.logit.bias[model.vocabulary.specials.end] += 20
+        model.network.decoder.logit.bias[model.vocabulary.special_tokens.end] += 20
     scores, losses, targets = asked(model.objective())
     ends = [one_by_one(model, image, "") for image in PIXELS]
     assert [row[0].label for row in targets] == ["", "", ""]
     assert_close(scores, ends)
     assert_close(-losses, ends)
-    with pytest.raises(GradlightError, match=r"says nothing of this image \(END comes first\)"):
+    with pytest.raises(GradlightError, match=r"is empty \(END comes first\)"):
         asked(model.word_objective())
 
 
@@ -210,7 +214,7 @@ def test_a_batch_is_its_images_alone(model: Captioner) -> None:
 
 def test_rows_must_fit_the_images() -> None:
     objective = captioner("fc").objective(["a ring", "blue"])
-    assert [row[0].text for row in objective.rows(1, 2, 2).asked] == ["blue"]
+    assert [row[0].text for row in objective.rows(1, 2, 2).target_specs] == ["blue"]
     for count in (1, 3):
         with pytest.raises(GradlightError, match=f"2 targets for {count} images"):
             objective.rows(0, 1, count)
@@ -257,14 +261,14 @@ def test_the_losses_gradient_is_that_of_the_whole_caption(model: Captioner) -> N
     (of_loss,) = torch.autograd.grad(objective.losses(outputs, objective.choose(outputs)).sum(), pixels)
     tokens = torch.tensor([[1, 2, 4]])
     log_probs = model.network(pixels, tokens)[0]
-    end = model.vocabulary.specials.end
+    end = model.vocabulary.special_tokens.end
     (wanted,) = torch.autograd.grad(-sum(log_probs[t, token] for t, token in enumerate([1, 2, 4, end])), pixels)
     torch.testing.assert_close(of_loss, wanted, rtol=1e-9, atol=1e-14)
     assert of_loss.abs().max() > 0
 
 
 def test_it_describes_itself_in_json() -> None:
-    model = captioner("att2in2", saying=DecodingOptions(2, 9, True, "avg"))
+    model = captioner("att2in2", decoding=DecodingOptions(2, 9, True, "avg"))
     described = model.word_objective([["a [red] star"], None]).describe()
     assert json.loads(json.dumps(described)) == {
         "kind": "caption",

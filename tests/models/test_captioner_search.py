@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from gradlight.errors import GradlightError
-from gradlight.models.captioner.decoder import KEPT, LEAVES, REPLACED, Decoder, EndRule, SpecialTokens
+from gradlight.models.captioner.decoder import KEPT, REMOVED, REPLACED, Decoder, EndRule, SpecialTokens
 from gradlight.models.captioner.rnn_decoders import FC, Att2in2, ShowTell, SoftAttention
-from gradlight.models.captioner.search import Hypothesis, generate, length_score, search
+from gradlight.models.captioner.search import Hypothesis, beam_search, generate, length_score
 
 Features = dict[str, Tensor]
 Steps = Callable[[tuple[int, ...]], list[float]]
 
 ONE = SpecialTokens(0, 0, 4)
 SIZES = {"embed": 4, "size": 5, "rows": 5, "columns": 5}
-RULES = {"replaced": REPLACED, "kept": KEPT, "leaves": LEAVES}
+RULES = {"replaced": REPLACED, "kept": KEPT, "leaves": REMOVED}
 PENALTIES = ["avg", "wu_0.9", "wu_2"]
 LIMIT = 4
 SEEDS = (0, 1, 3, 5, 12, 21)
@@ -37,8 +37,8 @@ def filled(decoder: Decoder, seed: int) -> Decoder:
     return decoder.double().eval()
 
 
-def decoder_of(seed: int, finishing: EndRule = REPLACED) -> Decoder:
-    return filled(FC(ONE, features=6, max_length=LIMIT, finishing=finishing, **SIZES), seed)
+def decoder_of(seed: int, end_rule: EndRule = REPLACED) -> Decoder:
+    return filled(FC(ONE, features=6, max_length=LIMIT, end_rule=end_rule, **SIZES), seed)
 
 
 def features_of(count: int, seed: int = 0) -> Features:
@@ -49,7 +49,7 @@ def features_of(count: int, seed: int = 0) -> Features:
 
 def found(decoder: Decoder, features: Features, size: int, **options: Any) -> list[Hypothesis]:
     given = {"limit": LIMIT, "suppress_unk": False, "penalty": None, **options}
-    return search(decoder, features, size, given.pop("limit"), **given)
+    return beam_search(decoder, features, size, given.pop("limit"), **given)
 
 
 def steps_of(decoder: Decoder, features: Features) -> Steps:
@@ -64,20 +64,20 @@ def steps_of(decoder: Decoder, features: Features) -> Steps:
     return following
 
 
-def by_hand(following: Steps, size: int, finishing: EndRule, penalty: str | None = None) -> Hypothesis:
+def by_hand(following: Steps, size: int, end_rule: EndRule, penalty: str | None = None) -> Hypothesis:
     """Search with lists, one beam at a time; an ended beam is let go of, or goes on behind END where it is kept."""
     score = length_score(penalty)
     beams: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
     done: list[Hypothesis] = []
     for step in range(1, LIMIT + 1):
         longer = [(total + p, (*said, word)) for total, said in beams for word, p in enumerate(following(said))]
-        beams = sorted(longer, reverse=True)[: size - (len(done) if finishing is LEAVES else 0)]
+        beams = sorted(longer, reverse=True)[: size - (len(done) if end_rule is REMOVED else 0)]
         for total, said in beams:
             if said.index(0) == step - 1 if 0 in said else False:
                 done.append(Hypothesis(said[:-1], total, True, score(total, step)))
-        if finishing is not KEPT:
+        if end_rule is not KEPT:
             beams = [(total, said) for total, said in beams if said[-1] != 0]
-    if finishing is not LEAVES or not done:
+    if end_rule is not REMOVED or not done:
         done += [Hypothesis(said, total, False, score(total, LIMIT)) for total, said in beams if 0 not in said]
     return max(done, key=lambda each: each.rank)
 
@@ -112,9 +112,9 @@ def assert_same(got: Hypothesis, wanted: Hypothesis) -> None:
 @pytest.mark.parametrize("rule", list(RULES))
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_beam_for_every_caption_finds_the_best(rule: str, seed: int) -> None:
-    finishing = RULES[rule]
-    decoder, features = decoder_of(seed, finishing), features_of(1, seed)
-    wanted = max(every_caption(decoder, features, range(1, 5), None, finishing.keeps_cut), key=lambda f: f.rank)
+    end_rule = RULES[rule]
+    decoder, features = decoder_of(seed, end_rule), features_of(1, seed)
+    wanted = max(every_caption(decoder, features, range(1, 5), None, end_rule.keeps_truncated), key=lambda f: f.rank)
     assert_same(found(decoder, features, 5**LIMIT)[0], wanted)
 
 
@@ -132,9 +132,9 @@ def test_the_best_captions_are_of_different_lengths() -> None:
 @pytest.mark.parametrize("penalty", PENALTIES)
 @pytest.mark.parametrize("seed", SEEDS[2:5])
 def test_a_length_penalty_ranks_all_of_them(rule: str, penalty: str, seed: int) -> None:
-    finishing = RULES[rule]
-    decoder, features = decoder_of(seed, finishing), features_of(1, seed)
-    wanted = max(every_caption(decoder, features, range(1, 5), penalty, finishing.keeps_cut), key=lambda f: f.rank)
+    end_rule = RULES[rule]
+    decoder, features = decoder_of(seed, end_rule), features_of(1, seed)
+    wanted = max(every_caption(decoder, features, range(1, 5), penalty, end_rule.keeps_truncated), key=lambda f: f.rank)
     assert_same(found(decoder, features, 5**LIMIT, penalty=penalty)[0], wanted)
 
 
@@ -205,9 +205,9 @@ def test_one_beam_says_the_likeliest_word_each_time(rule: str) -> None:
 FAMILIES: dict[str, Callable[[], Decoder]] = {
     "fc": lambda: FC(ONE, features=6, **SIZES),
     "show_tell": lambda: ShowTell(ONE, features=6, layers=2, **SIZES),
-    "att2in2": lambda: Att2in2(ONE, places=6, attention=3, **SIZES),
+    "att2in2": lambda: Att2in2(ONE, location_features=6, attention=3, **SIZES),
     "soft": lambda: SoftAttention(
-        SpecialTokens(5, 6, 4), places=6, attention=3, embed=4, size=5, rows=7, columns=7, max_length=9
+        SpecialTokens(5, 6, 4), location_features=6, attention=3, embed=4, size=5, rows=7, columns=7, max_length=9
     ),
 }
 
@@ -232,11 +232,11 @@ def test_a_batch_is_its_images_alone(family: str, size: int, penalty: str | None
 def test_the_sum_is_that_of_teacher_forcing(family: str, size: int) -> None:
     decoder, features = filled(FAMILIES[family](), 2), features_of(4)
     for i, each in enumerate(found(decoder, features, size, limit=6)):
-        said = (*each.tokens, decoder.specials.end) if each.ended else each.tokens
+        said = (*each.tokens, decoder.special_tokens.end) if each.ended else each.tokens
         following = steps_of(decoder, {n: t[i : i + 1] for n, t in features.items()})
         total = sum(following(said[:t])[word] for t, word in enumerate(said))
         assert each.log_prob == pytest.approx(total, rel=1e-10)
-        assert decoder.specials.end not in each.tokens
+        assert decoder.special_tokens.end not in each.tokens
 
 
 @pytest.mark.parametrize("rule", list(RULES))

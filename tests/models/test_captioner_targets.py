@@ -53,7 +53,7 @@ def one(target: Any, words: Vocabulary = KNOWN, unk: str = "error") -> CaptionTa
 )
 def test_case_blanks_and_punctuation_make_no_difference(text: str) -> None:
     found = one(text)
-    assert (found.tokens, found.span, found.phrase, found.each) == (numbers("a red star"), None, (), False)
+    assert (found.tokens, found.span, found.phrase, found.per_word) == (numbers("a red star"), None, (), False)
     assert found.text == text
 
 
@@ -310,7 +310,7 @@ def test_every_word_of_a_caption_and_of_a_phrase() -> None:
 
 def test_the_words_of_nothing_said_are_refused() -> None:
     ((own,),) = word_by_word(asked(None))
-    with pytest.raises(GradlightError, match=r"says nothing of this image \(END comes first\)"):
+    with pytest.raises(GradlightError, match=r"is empty \(END comes first\)"):
         resolve(own, Hypothesis((), -1.0, True, -1.0), KNOWN, True)
 
 
@@ -330,7 +330,7 @@ def test_a_token_without_a_word_is_shown_as_its_number() -> None:
 def test_a_vocabulary_goes_through_json() -> None:
     for words in (KNOWN, CLOSED):
         again = Vocabulary.from_json(words.to_json())
-        assert (again.words, again.specials) == (words.words, words.specials)
+        assert (again.words, again.special_tokens) == (words.words, words.special_tokens)
     with pytest.raises(GradlightError, match="This is no vocabulary"):
         Vocabulary.from_json({"words": []})
 

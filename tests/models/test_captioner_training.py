@@ -20,10 +20,8 @@ import gradlight as gl
 from gradlight.data.scenes.generator import COLOURS, HELD_OUT, Scene, draw
 from gradlight.data.scenes.grammar import is_true
 from gradlight.errors import GradlightError, GradlightWarning
-from gradlight.models.captioner import checkpoints as eyes
-from gradlight.models.captioner import coco_training as lessons
-from gradlight.models.captioner import coco_training as photos
-from gradlight.models.captioner import trainer as training
+from gradlight.models.captioner import coco_training, trainer
+from gradlight.models.captioner.checkpoints import build_encoder
 from gradlight.models.captioner.decoder import SpecialTokens
 from gradlight.models.captioner.encoder import CaptionNetwork, ResNetPlan, build_resnet
 from gradlight.models.captioner.rnn_decoders import FC
@@ -67,8 +65,8 @@ def write_photos(folder: Path, splits: list[str]) -> Path:
 
 def network_of(seed: int = 0) -> CaptionNetwork:
     torch.manual_seed(seed)
-    eye = build_resnet(ResNetPlan("basic", (1,), (8,), 8))
-    return CaptionNetwork(eye, FC(SpecialTokens(0, 0), features=8, embed=8, size=8, rows=5, columns=5))
+    resnet = build_resnet(ResNetPlan("basic", (1,), (8,), 8))
+    return CaptionNetwork(resnet, FC(SpecialTokens(0, 0), features=8, embed=8, size=8, rows=5, columns=5))
 
 
 def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -145,7 +143,7 @@ def test_it_stops_early_with_the_best_weights(tmp_path: Path, monkeypatch: pytes
         seen.append(weights(network))
         return told[len(seen) - 1]
 
-    monkeypatch.setattr(training, "mean_loss", loss)
+    monkeypatch.setattr(trainer, "mean_loss", loss)
     network = network_of()
     done = fit(network, batches, STEPS, batches, TrainingSettings(epochs=5, patience=2), tmp_path / "t.pt")
     assert done.losses == told[:4]
@@ -227,7 +225,7 @@ def test_progress_counts_patience_from_the_best() -> None:
 def test_photos_are_learnt_written_and_read_back(tmp_path: Path, encoder: Path, family: str) -> None:
     captions = write_photos(tmp_path, ["train"] * 9 + ["val"] * 3 + ["test"])
     folder = tmp_path / "out"
-    report = photos.train(
+    report = coco_training.train(
         folder, captions, tmp_path, family=family, encoder=encoder, threshold=1, epochs=20, batch_size=3, **TINY
     )
     assert min(report.losses) < 0.7 * report.losses[0]
@@ -238,7 +236,7 @@ def test_photos_are_learnt_written_and_read_back(tmp_path: Path, encoder: Path, 
     assert "9 photos with 18 captions, 7 words" in str(report)
     assert {path.name for path in folder.iterdir()} == {"captioner.json", "captioner.safetensors"}
     model = gl.captioner(folder, device="cpu")
-    assert (model.vocabulary.specials, model.network.decoder.max_length) == (SpecialTokens(0, 0, 7), 17)
+    assert (model.vocabulary.special_tokens, model.network.decoder.max_length) == (SpecialTokens(0, 0, 7), 17)
     said = model.caption(tmp_path / "0.png")[0]
     assert 1 <= len(said.words) <= 17
     assert "wall" in said.words
@@ -252,7 +250,7 @@ def test_photos_are_learnt_written_and_read_back(tmp_path: Path, encoder: Path, 
 
 def test_real_captions_are_learnt(shared: Path, tmp_path: Path, encoder: Path) -> None:
     source = shared / "coco_captions"
-    report = photos.train(
+    report = coco_training.train(
         tmp_path, source / "captions.json", source / "images", family="fc", encoder=encoder, epochs=4, **TINY
     )
     assert (report.photos, report.held_out, report.captions, report.left_out) == (16, 16, 80, {})
@@ -263,23 +261,23 @@ def test_real_captions_are_learnt(shared: Path, tmp_path: Path, encoder: Path) -
 def test_a_stopped_training_of_photos_goes_on(tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     captions = write_photos(tmp_path, [""] * 8)
     asked = {"family": "fc", "encoder": encoder, "threshold": 1, "epochs": 3, "batch_size": 2, **TINY}
-    whole = photos.train(tmp_path / "whole", captions, tmp_path, **asked)
+    whole = coco_training.train(tmp_path / "whole", captions, tmp_path, **asked)
 
-    given = lessons.CaptionTrainingSet.lessons
+    given = coco_training.CaptionDataset.training_batches
 
-    def stopped(course: Any, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def stopped(dataset: Any, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         if epoch == 1:
             raise KeyboardInterrupt
-        return given(course, epoch)
+        return given(dataset, epoch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(lessons.CaptionTrainingSet, "lessons", stopped)
+        patch.setattr(coco_training.CaptionDataset, "training_batches", stopped)
         with pytest.raises(KeyboardInterrupt):
-            photos.train(tmp_path / "parts", captions, tmp_path, **asked)
+            coco_training.train(tmp_path / "parts", captions, tmp_path, **asked)
     assert [path.name for path in (tmp_path / "parts").iterdir()] == ["training.pt"]
     with pytest.raises(GradlightError, match=r"other settings.*batch_size was 2 and is 3"):
-        photos.train(tmp_path / "parts", captions, tmp_path, **{**asked, "batch_size": 3})
-    assert photos.train(tmp_path / "parts", captions, tmp_path, **asked) == whole
+        coco_training.train(tmp_path / "parts", captions, tmp_path, **{**asked, "batch_size": 3})
+    assert coco_training.train(tmp_path / "parts", captions, tmp_path, **asked) == whole
     files = [(tmp_path / name / "captioner.safetensors").read_bytes() for name in ("whole", "parts")]
     assert files[0] == files[1]
 
@@ -291,7 +289,7 @@ def test_a_broken_photo_is_left_out_and_told(tmp_path: Path, encoder: Path) -> N
     (tmp_path / "2.png").unlink()
     asked = {"family": "fc", "encoder": encoder, "threshold": 1, "epochs": 1, "batch_size": 1, **TINY}
     with pytest.warns(GradlightWarning, match=r"photos not found: 1; photos that cannot be read: 2\. Such as: .*png"):
-        report = photos.train(tmp_path / "out", captions, tmp_path, **asked)
+        report = coco_training.train(tmp_path / "out", captions, tmp_path, **asked)
     assert report.left_out == {"photos not found": 1, "photos that cannot be read": 2}
     assert "photos that cannot be read: 2." in str(report)
     assert gl.captioner(tmp_path / "out", device="cpu").caption(tmp_path / "0.png")
@@ -301,7 +299,7 @@ def test_where_no_photo_can_be_read_it_says_so(tmp_path: Path, encoder: Path) ->
     captions = write_photos(tmp_path, ["train", "val"])
     (tmp_path / "0.png").write_bytes(b"")
     with pytest.raises(GradlightError, match=r"None of the 1 training photos can be read, such as: .*empty file"):
-        photos.train(tmp_path / "out", captions, tmp_path, encoder=encoder, threshold=1, **TINY)
+        coco_training.train(tmp_path / "out", captions, tmp_path, encoder=encoder, threshold=1, **TINY)
 
 
 @pytest.mark.parametrize(
@@ -316,18 +314,20 @@ def test_where_no_photo_can_be_read_it_says_so(tmp_path: Path, encoder: Path) ->
     ],
 )
 def test_splits(splits: list[str], training: int, held: int) -> None:
-    given = [lessons.CaptionedPhoto(Path(str(n)), ("a wall",), split) for n, split in enumerate(splits)]
-    found = lessons.split(given, 0.1, seed=3)
+    given = [coco_training.CaptionedPhoto(Path(str(n)), ("a wall",), split) for n, split in enumerate(splits)]
+    found = coco_training.split_photos(given, 0.1, seed=3)
     assert (len(found[0]), len(found[1])) == (training, held)
-    assert found == lessons.split(given, 0.1, seed=3)
+    assert found == coco_training.split_photos(given, 0.1, seed=3)
     assert {photo.path for part in found for photo in part} == {p.path for p in given if p.split != "test"}
     assert all(photo.split != "train" for photo in found[1]) or "val" not in splits
 
 
 def test_too_few_photos_are_refused() -> None:
     for splits in (["val", "val"], ["test"], [""]):
-        with pytest.raises(GradlightError, match="one of each at least"):
-            lessons.split([lessons.CaptionedPhoto(Path("x"), ("a wall",), s) for s in splits], 0.1, 0)
+        with pytest.raises(GradlightError, match="at least one of each"):
+            coco_training.split_photos(
+                [coco_training.CaptionedPhoto(Path("x"), ("a wall",), s) for s in splits], 0.1, 0
+            )
 
 
 @pytest.mark.parametrize(
@@ -348,44 +348,49 @@ def test_what_cannot_be_trained_is_refused_first(
     captions = write_photos(tmp_path, [""] * 3)
     asked = {"encoder": encoder, "pretrained": False, "threshold": 1, **TINY, **wrong}
     with pytest.raises(GradlightError, match=match):
-        photos.train(tmp_path / "out", captions, tmp_path, **asked)
+        coco_training.train(tmp_path / "out", captions, tmp_path, **asked)
 
 
 def test_an_encoder_of_a_library_is_rebuilt_bit_for_bit() -> None:
     torch.manual_seed(0)
     for name in ("torchvision/resnet18", "timm/resnet18"):
-        eye, plan = eyes.build_encoder(name, pretrained=False)
+        resnet, plan = build_encoder(name, pretrained=False)
         assert plan == ResNetPlan("basic", (2, 2, 2, 2), (64, 128, 256, 512), 64, "padded")
-        assert not eye.training
-        assert float(eye.state_dict()["bn1.running_mean"].abs().max()) == 0
+        assert not resnet.training
+        assert float(resnet.state_dict()["bn1.running_mean"].abs().max()) == 0
 
 
 def test_an_epoch_has_one_caption_of_each_photo_in_an_order_of_its_own(tmp_path: Path) -> None:
     write_photos(tmp_path, [""] * 7)
     paths = [tmp_path / f"{number}.png" for number in range(7)]
-    given = [lessons.CaptionedPhoto(path, (f"a{n}", f"b{n}"), "") for n, path in enumerate(paths)]
-    words = lessons.vocabulary_of(given, 1)
-    course = lessons.CaptionTrainingSet(given[:5], given[5:], words, lessons.CaptionTask(batch_size=2), workers=0)
-    epochs = [[words[int(token)] for _, tokens in course.lessons(epoch) for token in tokens] for epoch in (0, 0, 1)]
+    given = [coco_training.CaptionedPhoto(path, (f"a{n}", f"b{n}"), "") for n, path in enumerate(paths)]
+    words = coco_training.vocabulary_with_unk(given, 1)
+    dataset = coco_training.CaptionDataset(
+        given[:5], given[5:], words, coco_training.CaptionTask(batch_size=2), workers=0
+    )
+    epochs = [
+        [words[int(token)] for _, tokens in dataset.training_batches(epoch) for token in tokens] for epoch in (0, 0, 1)
+    ]
     assert sorted(text[1:] for text in epochs[0]) == ["0", "1", "2", "3", "4"]
     assert epochs[0] == epochs[1] != epochs[2]
     state = torch.get_rng_state()
-    assert [words[int(token)] for _, tokens in course.exams(0) for token in tokens] == ["a5", "a6"]
+    assert [words[int(token)] for _, tokens in dataset.validation_batches(0) for token in tokens] == ["a5", "a6"]
     assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.slow
 def test_workers_change_nothing(tmp_path: Path) -> None:
     write_photos(tmp_path, [""] * 4)
-    given = [lessons.CaptionedPhoto(tmp_path / f"{n}.png", ("a wall", "the wall"), "") for n in range(4)]
-    task = lessons.CaptionTask(batch_size=2)
+    given = [coco_training.CaptionedPhoto(tmp_path / f"{n}.png", ("a wall", "the wall"), "") for n in range(4)]
+    task = coco_training.CaptionTask(batch_size=2)
     alone, helped = (
-        lessons.CaptionTrainingSet(given[:3], given[3:], lessons.vocabulary_of(given, 1), task, n) for n in (0, 2)
+        coco_training.CaptionDataset(given[:3], given[3:], coco_training.vocabulary_with_unk(given, 1), task, n)
+        for n in (0, 2)
     )
     for epoch in (0, 1):
-        pairs = zip(alone.lessons(epoch), helped.lessons(epoch), strict=True)
+        pairs = zip(alone.training_batches(epoch), helped.training_batches(epoch), strict=True)
         assert all(torch.equal(a, b) for one, other in pairs for a, b in zip(one, other, strict=True))
-        pairs = zip(alone.exams(epoch), helped.exams(epoch), strict=True)
+        pairs = zip(alone.validation_batches(epoch), helped.validation_batches(epoch), strict=True)
         assert all(torch.equal(a, b) for one, other in pairs for a, b in zip(one, other, strict=True))
 
 
@@ -425,7 +430,7 @@ def test_mirrored_captions_are_true_of_the_mirrored_picture() -> None:
             picture = torch.from_numpy(scene.array.copy()).permute(2, 0, 1)[None]
             for text in [scenes.main_caption(scene), *scene.captions]:
                 tokens = torch.tensor([words.encode(text.split())])
-                flipped, said = scenes._mirrored(picture, tokens)
+                flipped, said = scenes._mirror(picture, tokens)
                 ways = [(x, y) for x in (False, True) for y in (False, True)]
                 way = next(w for w in ways if np.array_equal(mirrored(scene, *w).array, flipped[0].permute(1, 2, 0)))
                 seen.add(way)

@@ -29,13 +29,13 @@ def test_numbers_follow_counts_then_the_alphabet():
     vocabulary = build_vocabulary(TEXTS, threshold=1)
     # a 4, dog 3, cat 2, then runs, sleeps, the, once each
     assert vocabulary.words == {1: "a", 2: "dog", 3: "cat", 4: "runs", 5: "sleeps", 6: "the"}
-    assert (vocabulary.specials.bos, vocabulary.specials.end, vocabulary.specials.unk) == (0, 0, None)
+    assert (vocabulary.special_tokens.bos, vocabulary.special_tokens.end, vocabulary.special_tokens.unk) == (0, 0, None)
 
 
 def test_a_word_at_the_threshold_is_kept_and_unk_is_last():
     vocabulary = build_vocabulary(TEXTS, threshold=2)
     assert vocabulary.words == {1: "a", 2: "dog", 3: "cat", 4: "UNK"}
-    assert vocabulary.specials.unk == 4
+    assert vocabulary.special_tokens.unk == 4
     assert build_vocabulary(["w w w w w v v v v"]).words == {1: "w", 2: "UNK"}
 
 
@@ -66,7 +66,7 @@ def test_every_word_is_known_or_rare(captions: list[list[str]], threshold: int):
             build_vocabulary(captions, threshold)
         return
     vocabulary = build_vocabulary(captions, threshold)
-    unk = vocabulary.specials.unk
+    unk = vocabulary.special_tokens.unk
     assert {word for number, word in vocabulary.words.items() if number != unk} == frequent
     assert list(vocabulary.words) == list(range(1, len(vocabulary) + 1))
     assert (unk is not None) == (len(frequent) < len(counts))
@@ -95,7 +95,7 @@ def test_encoding_and_decoding_give_the_words_back(captions: list[list[str]], th
 def test_a_higher_threshold_keeps_a_part(captions: list[list[str]], threshold: int, more: int):
     highest = max(counted(captions).values())
     low, high = (build_vocabulary(captions, min(bound, highest)) for bound in (threshold, threshold + more))
-    kept = [[word for number, word in v.words.items() if number != v.specials.unk] for v in (low, high)]
+    kept = [[word for number, word in v.words.items() if number != v.special_tokens.unk] for v in (low, high)]
     # Numbers go by the count, so what is kept is the beginning, with the same numbers.
     assert kept[0][: len(kept[1])] == kept[1]
 
@@ -123,13 +123,13 @@ def test_real_captions(shared: Path):
     assert vocabulary[1] == "a"
     assert vocabulary.words == {
         **dict(enumerate(sorted((w for w in counts if counts[w] >= 5), key=lambda w: (-counts[w], w)), 1)),
-        vocabulary.specials.unk: "UNK",
+        vocabulary.special_tokens.unk: "UNK",
     }
     tokens = encode_captions(vocabulary, texts, 16)
     assert tokens.shape == (160, 16)
     rare = sum(counts[word] for word in counts if counts[word] < 5)
     cut = encode_captions(vocabulary, texts, max(len(tokenize(text)) for text in texts))
-    assert int((cut == vocabulary.specials.unk).sum()) == rare > 0
+    assert int((cut == vocabulary.special_tokens.unk).sum()) == rare > 0
     assert int((cut != -1).sum()) == sum(counts.values())
     whole = build_vocabulary(texts, 1)
     back = [whole.decode(t for t in row if t != -1) for row in encode_captions(whole, texts, 60).tolist()]
@@ -142,7 +142,11 @@ def test_real_captions(shared: Path):
         (["a dog"], 0, "kept from 0 occurrences on; the threshold must be 1 or more"),
         ([], 1, "There is no word in these captions"),
         (["...", " "], 1, "There is no word in these captions"),
-        (["a dog", "a cat"], 5, "No word occurs 5 times; the commonest, 'a', has a count of 2. Lower the threshold"),
+        (
+            ["a dog", "a cat"],
+            5,
+            "No word occurs 5 times; the most frequent, 'a', has a count of 2. Lower",
+        ),
         ([("a dog", "a cat")], 1, "one text or a list of single words, but a word here is 'a dog'"),
         ([["a", ""]], 1, "a word here is ''"),
         ([["a", 3]], 1, "a word here is 3"),

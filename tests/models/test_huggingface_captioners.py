@@ -17,7 +17,7 @@ import gradlight as gl
 from gradlight.cli.open_model import ModelOptions, open_captioner, open_model
 from gradlight.errors import GradlightError
 from gradlight.models.captioner import Caption, Captioner
-from gradlight.models.captioner.hf_decoder import SubwordTokenizer, flat
+from gradlight.models.captioner.hf_decoder import SubwordTokenizer, flatten_tokens
 
 FAMILIES = list(hub.CAPTIONERS)
 PHOTOS = hub.photos((40, 30), (32, 32), (50, 70))
@@ -51,7 +51,7 @@ def logits_of(network: Any, pixels: Tensor, tokens: list[int]) -> Tensor:
 
 
 def log_probs_of(network: Any, pixels: Tensor, tokens: list[int]) -> Tensor:
-    """Give the log-probabilities [B,T+1] of a caption's pieces and of END by the library's own forward pass."""
+    """Give the log-probabilities [B,T+1] of a caption's subwords and of END by the library's own forward pass."""
     found = functional.log_softmax(logits_of(network, pixels, tokens), -1)
     said = torch.tensor([*tokens, hub.END]).expand(len(pixels), -1)
     return found.gather(2, said[..., None])[..., 0]
@@ -67,7 +67,7 @@ def test_greedy_captions_are_those_of_generate(family: str, model: Captioner) ->
     for caption, row in zip(found, wanted.tolist(), strict=True):
         said = row[1:]
         ended = hub.END in said
-        assert flat(caption.tokens) == (said[: said.index(hub.END)] if ended else said)
+        assert flatten_tokens(caption.tokens) == (said[: said.index(hub.END)] if ended else said)
         assert caption.ended == ended
     assert len({caption.text for caption in found}) == len(PHOTOS)
 
@@ -88,7 +88,7 @@ def test_a_beam_finds_nothing_less_likely(model: Captioner) -> None:
 def test_the_numbers_of_a_caption_are_the_librarys(family: str, model: Captioner) -> None:
     network, pixels = hub.captioner_of(family), model.pixels(PHOTOS)
     for caption, image in zip(model.caption(PHOTOS, max_length=7), pixels, strict=True):
-        row = log_probs_of(network, image[None], flat(caption.tokens))[0]
+        row = log_probs_of(network, image[None], flatten_tokens(caption.tokens))[0]
         lengths = [len(word) for word in caption.tokens]
         wanted = [float(part.sum()) for part in row[:-1].split(lengths)]
         assert caption.word_log_probs == pytest.approx(wanted, abs=1e-4)
@@ -327,7 +327,7 @@ def test_the_command_line_finds_them(tmp_path: Path) -> None:
         model = open_model(ModelOptions(name, device="cpu"), words)
         assert isinstance(model, Captioner)
         assert model.name == f"transformers/{folder}"
-    assert open_captioner(ModelOptions(f"transformers/{folder}", device="cpu")).vocabulary.specials.end == hub.END
+    assert open_captioner(ModelOptions(f"transformers/{folder}", device="cpu")).vocabulary.special_tokens.end == hub.END
 
 
 def test_a_network_stays_the_callers(family: str) -> None:
@@ -353,56 +353,56 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     with pytest.raises(GradlightError, match=r"is a network of the kind 'resnet', which is no captioner .* GitForCau"):
         gl.captioner(ResNetForImageClassification(ResNetConfig(depths=[1, 1, 1, 1])))
     network.generation_config.eos_token_id = network.config.eos_token_id = None
-    with pytest.raises(GradlightError, match=r"GitForCausalLM cannot say captions: none of .*eos_token_id is set"):
+    with pytest.raises(GradlightError, match=r"GitForCausalLM cannot generate captions: none of .*eos_token_id is set"):
         gl.captioner(network, tokenizer=hub.tokenizer())
     hub.captioner_of("git").save_pretrained(tmp_path)
-    with pytest.raises(GradlightError, match=r"This tokenizer knows \d+ pieces .* captions end with number 2\."):
+    with pytest.raises(GradlightError, match=r"This tokenizer has \d+ subword tokens .* captions end with number 2\."):
         gl.captioner(f"transformers/{tmp_path}")
     hub.tokenizer().save_pretrained(tmp_path)
     with pytest.raises(GradlightError, match="cannot be read as AutoImageProcessor: OSError"):
         gl.captioner(f"transformers/{tmp_path}")
 
 
-# --- pieces and words ------------------------------------------------------------------------------------------------
+# --- subwords and words ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def pieces() -> SubwordTokenizer:
+def tokenizer() -> SubwordTokenizer:
     return SubwordTokenizer(hub.tokenizer(), hub.BOS, hub.END, 31)
 
 
-def test_pieces_are_grouped_into_words(pieces: SubwordTokenizer) -> None:
-    tokens = pieces.encode(TEXT)
-    assert flat(tokens) == NUMBERS
+def test_subwords_are_grouped_into_words(tokenizer: SubwordTokenizer) -> None:
+    tokens = tokenizer.encode(TEXT)
+    assert flatten_tokens(tokens) == NUMBERS
     assert [[NUMBERS[at] for at in group] for group in GROUPS] == [list(word) for word in tokens]
-    assert pieces.decode(tokens) == TEXT.split()
-    assert pieces.decode(tokens[:3]) == ["a", "red", "stars"]
-    assert pieces.grouped(NUMBERS) == tuple(tokens)
-    assert pieces.grouped([]) == ()
-    assert pieces.decode([]) == []
+    assert tokenizer.decode(tokens) == TEXT.split()
+    assert tokenizer.decode(tokens[:3]) == ["a", "red", "stars"]
+    assert tokenizer.group_words(NUMBERS) == tuple(tokens)
+    assert tokenizer.group_words([]) == ()
+    assert tokenizer.decode([]) == []
 
 
-def test_endings_without_a_word_before_them(pieces: SubwordTokenizer) -> None:
+def test_endings_without_a_word_before_them(tokenizer: SubwordTokenizer) -> None:
     numbers = [hub.PIECES[piece] for piece in ("##s", "a", "##ish", "##let", "red")]
-    tokens = pieces.grouped(numbers)
-    assert flat(tokens) == numbers
-    assert len(pieces.decode(tokens)) == len(tokens) == 3
+    tokens = tokenizer.group_words(numbers)
+    assert flatten_tokens(tokens) == numbers
+    assert len(tokenizer.decode(tokens)) == len(tokens) == 3
 
 
-def test_unknown_words_are_refused_or_allowed(pieces: SubwordTokenizer) -> None:
+def test_unknown_words_are_refused_or_allowed(tokenizer: SubwordTokenizer) -> None:
     with pytest.raises(GradlightError, match=r"Not among the 17 words .*'zebra'.*'stor'\. Did you mean 'star'.*unk="):
-        pieces.encode("a zebra stor")
-    assert flat(pieces.encode("a zebra", unk="allow")) == [4, hub.UNK]
+        tokenizer.encode("a zebra stor")
+    assert flatten_tokens(tokenizer.encode("a zebra", unk="allow")) == [4, hub.UNK]
     with pytest.raises(GradlightError, match='unk=\'skip\' is unknown; give "error" or "allow"'):
-        pieces.encode("a", unk="skip")
+        tokenizer.encode("a", unk="skip")
     with pytest.raises(GradlightError, match="There is no word in '  '"):
-        pieces.encode("  ")
-    with pytest.raises(GradlightError, match="has 40 pieces of words, and this captioner reads 31 at most"):
-        pieces.encode("a " * 40)
+        tokenizer.encode("  ")
+    with pytest.raises(GradlightError, match="has 40 subword tokens, and this captioner reads 31 at most"):
+        tokenizer.encode("a " * 40)
 
 
 def test_a_tokenizer_that_marks_blanks() -> None:
-    """The pieces of GPT-2 carry the blank before them."""
+    """The subwords of GPT-2 carry the blank before them."""
     from tokenizers import Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
     from transformers import PreTrainedTokenizerFast
@@ -417,14 +417,14 @@ def test_a_tokenizer_that_marks_blanks() -> None:
     words = SubwordTokenizer(
         PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>", unk_token="<end>"), end, end, 31
     )
-    assert words.specials.unk is None
+    assert words.special_tokens.unk is None
     tokens = words.encode("a red start")
     assert words.decode(tokens) == ["a", "red", "start"]
     assert [[words[piece] for piece in word] for word in tokens] == [["a"], ["Ġred"], ["Ġst", "a", "r", "t"]]
     network = hub.captioner_of("vit-gpt2")
     network.generation_config.eos_token_id = network.generation_config.decoder_start_token_id = end
     model = gl.captioner(network, tokenizer=words.tokenizer)
-    marked = model.objective("a [red] start").asked[0][0]
+    marked = model.objective("a [red] start").target_specs[0][0]
     assert marked.tokens == tuple(tokens)
     assert marked.span == (1, 2)
 
