@@ -105,7 +105,7 @@ def spearman(a: Tensor, b: Tensor) -> Tensor:
         GradlightError: The shapes differ, or the rows are empty.
 
     Example:
-        >>> float(spearman(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0, 20.0, 15.0])))
+        >>> round(float(spearman(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0, 20.0, 15.0]))), 6)
         0.5
     """
     if a.shape != b.shape or a.ndim == 0 or a.shape[-1] == 0:

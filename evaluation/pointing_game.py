@@ -180,8 +180,8 @@ def class_indices(labels: Sequence[str], network_labels: Sequence[str]) -> dict[
         first = nearest(missing[0], network_labels)
         raise GradlightError(
             f"{len(missing)} of the {len(labels)} classes of the data set are not among the {len(network_labels)} of"
-            f" the network: {', '.join(missing)}.{first} Give labels= with the data set's names to the model, or classes="
-            " those to ask for."
+            f" the network: {', '.join(missing)}.{first} Give labels= with the data set's names to the model, or"
+            " classes= those to ask for."
         )
     return indices
 

@@ -98,7 +98,7 @@ def word_questions(seeds: Sequence[int], size: int, captions: CaptionScenes = fi
         The words of each scene that has a true caption.
 
     Example:
-        >>> question = next(word_questions([0], size=64))
+        >>> question = next(word_questions([0], size=160))
         >>> len(question.texts) == len(question.masks)
         True
     """

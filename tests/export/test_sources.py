@@ -17,8 +17,9 @@ from PIL import Image
 from gradlight.data import images
 from gradlight.data.scenes.generator import CLASSES, HELD_OUT, SEEDS
 from gradlight.errors import GradlightError
-from gradlight.export.datasets import match
-from gradlight.export.sources import KINDS, Item, Source, find_items
+from gradlight.export.datasets import match_classes
+from gradlight.export.lists import ImageList, Item
+from gradlight.export.sources import KINDS, find_items
 
 LABELS = ["tabby, tabby cat", "dog", "dining table, board", "Airplane", "person", "tv", "crane", "crane"]
 
@@ -38,11 +39,11 @@ def write(path: Path, content: str | bytes) -> str:
     return str(path)
 
 
-def names(source: Source, folder: Path) -> list[str]:
+def names(source: ImageList, folder: Path) -> list[str]:
     return [os.path.relpath(item.path, folder) for item in source.items]
 
 
-def targets(source: Source) -> list[tuple[int | str, ...] | None]:
+def targets(source: ImageList) -> list[tuple[int | str, ...] | None]:
     return [item.targets for item in source.items]
 
 
@@ -154,7 +155,7 @@ def test_a_folder_without_photos_says_what_is_there(tmp_path: Path) -> None:
 def test_an_image_folder_is_recognised_by_its_classes(tmp_path: Path) -> None:
     photos(tmp_path, "Dog/b.png", "Dog/deep/a.png", "tabby_cat/c.png")
     found = find_items(str(tmp_path), labels=LABELS)
-    assert found == Source("imagefolder", [Item(str(tmp_path / name), (index,)) for name, index in _EXPECTED])
+    assert found == ImageList("imagefolder", [Item(str(tmp_path / name), (index,)) for name, index in _EXPECTED])
     assert find_items(str(tmp_path), labels=LABELS, kind="imagefolder") == found
     assert targets(find_items(str(tmp_path), labels=LABELS, targets=False)) == [None] * 3
     assert find_items(str(tmp_path), labels=None).kind == "folder"
@@ -177,7 +178,7 @@ def test_a_folder_whose_sub_folders_are_not_all_classes_is_plain_and_says_so(tmp
     photos(tmp_path, "a.png")
     assert find_items(str(tmp_path), labels=LABELS).notes == []
     assert (
-        "it lies in no sub-folder of a class"
+        "it is in no sub-folder of a class"
         in find_items(str(tmp_path), labels=LABELS, kind="imagefolder").failures[0][1]
     )
 
@@ -201,25 +202,25 @@ def test_classes_are_matched_by_name_and_never_by_resemblance() -> None:
         "aeroplane": 3, "airplane": 3, "tvmonitor": 5, "tabby, tabby cat": 0,
     }  # fmt: skip
     for name, index in cases.items():
-        assert match([name], LABELS).indices == {name: index}
+        assert match_classes([name], LABELS).indices == {name: index}
     for name in ("cat", "do", "tab", "table", "air", "", " ", "top", "1"):
-        assert match([name], LABELS).indices == {}
-    found = match(["person", "crane", "cow"], LABELS)
+        assert match_classes([name], LABELS).indices == {}
+    found = match_classes(["person", "crane", "cow"], LABELS)
     assert found.indices == {"person": 4}
     note = "The model does not have 2 of the 3 classes: 'crane' (could be 6 (crane) or 7 (crane)), 'cow'."
     assert found.note == note
-    assert match(["dog"], LABELS).note == ""
+    assert match_classes(["dog"], LABELS).note == ""
 
 
 def test_an_exact_label_comes_before_one_in_another_case_and_own_names_before_others() -> None:
-    assert match(["Dog"], ["dog", "Dog"]).indices == {"Dog": 1}
-    assert match(["tv"], ["tvmonitor", "tv, telly"]).indices == {"tv": 1}
-    assert match(["tiger"], ["tiger, cat", "Tiger"]).indices == {"tiger": 1}
+    assert match_classes(["Dog"], ["dog", "Dog"]).indices == {"Dog": 1}
+    assert match_classes(["tv"], ["tvmonitor", "tv, telly"]).indices == {"tv": 1}
+    assert match_classes(["tiger"], ["tiger, cat", "Tiger"]).indices == {"tiger": 1}
 
 
 @given(st.lists(st.text(min_size=1), unique=True))
 def test_every_label_is_its_own_class(labels: list[str]) -> None:
-    found = match(labels, labels)
+    found = match_classes(labels, labels)
     assert found.indices == {label: index for index, label in enumerate(labels)}
     assert found.note == ""
 
@@ -288,7 +289,7 @@ def test_a_target_that_the_model_does_not_have_is_told_of_its_image(tmp_path: Pa
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("a.txt", "", "this list is empty. One path a line"),
+        ("a.txt", "", "this list is empty. One path per line"),
         ("a.txt", "# nothing\n\n", "this list is empty"),
         ("a.txt", "a.png\n".encode("utf-16"), "UTF-16: save it as UTF-8"),
         ("a.txt", b"\xff\xd8\xff\0\1", "not text. A list is expected"),
@@ -319,7 +320,7 @@ def test_voc(shared: Path, tmp_path: Path) -> None:
     root = shared / "voc07_seven"
     photo = root / "VOCdevkit" / "VOC2007" / "JPEGImages" / "000001.jpg"
     found = find_items(str(root), split="test", labels=["person", "cat", "Dog"])
-    assert found == Source("voc", [Item(str(photo), (2, 0))])
+    assert found == ImageList("voc", [Item(str(photo), (2, 0))])
     half = find_items(str(root), labels=["person"])
     assert half.items == [Item(str(photo), (0,))]
     assert half.notes == ["The model does not have 1 of the 2 classes: 'dog'."]
@@ -354,7 +355,7 @@ def test_coco(shared: Path) -> None:
             expected.append(Item(path, tuple(sorted(present))))
         else:
             empty.append((path, f"{path}: no object is marked on it"))
-    assert found == Source("coco", expected, empty)
+    assert found == ImageList("coco", expected, empty)
     assert len(found.items) == 63
     assert len(find_items(str(folder / "images"), annotations=folder / "instances.json", labels=labels, targets=False)
                .items) == 64  # fmt: skip
@@ -397,7 +398,7 @@ def test_captions_without_their_photo_are_told(tmp_path: Path) -> None:
 
 
 def test_ranges_of_scenes() -> None:
-    assert find_items("scenes:5-8", labels=None) == Source("scenes", [Item(f"scenes:{n}", None) for n in (5, 6, 7)])
+    assert find_items("scenes:5-8", labels=None) == ImageList("scenes", [Item(f"scenes:{n}", None) for n in (5, 6, 7)])
     held = find_items("scenes:held-out:3", labels=CLASSES)
     assert [item.path for item in held.items] == [f"scenes:{seed}" for seed in HELD_OUT[:3]]
     assert [item.path for item in find_items("scenes:20000066", labels=CLASSES).items] == ["scenes:20000066"]
@@ -434,7 +435,7 @@ def test_ranges_without_scenes_are_refused(source: str, says: str) -> None:
 def test_one_image_is_a_source(tmp_path: Path) -> None:
     photos(tmp_path, "a.png", "b")
     for name in ("a.png", "b"):
-        assert find_items(str(tmp_path / name), labels=LABELS) == Source("image", [Item(str(tmp_path / name), None)])
+        assert find_items(str(tmp_path / name), labels=LABELS) == ImageList("image", [Item(str(tmp_path / name), None)])
 
 
 def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
