@@ -156,7 +156,7 @@ def _maps_at_epoch(
 
 def _largest_shape(seed: int) -> str:
     """Name the shape of the object with the most visible pixels of a scene."""
-    return max(scenes.draw(seed).objects, key=lambda thing: int(thing.mask.sum())).kind
+    return max(scenes.draw(seed).objects, key=lambda scene_object: int(scene_object.mask.sum())).kind
 
 
 def _compare_batch(

@@ -179,10 +179,10 @@ def _scene_sample(seed: int) -> Sample:
 
 def _scene_truth(scene: scenes.Scene, label: str) -> Truth:
     """Make the truth of a class of a scene; the shape and the colour of one object do not count as two classes."""
-    objects = [thing for thing in scene.objects if label in (thing.kind, thing.colour)]
+    objects = [scene_object for scene_object in scene.objects if label in (scene_object.kind, scene_object.colour)]
     mask = scene.mask(label)
     subset = is_difficult([int(mask.sum())], mask.size, len(scene.objects) > len(objects))
-    return Truth(label, mask, tuple(_float_box(thing.box) for thing in objects), subset=subset)
+    return Truth(label, mask, tuple(_float_box(scene_object.box) for scene_object in objects), subset=subset)
 
 
 def _float_box(box: tuple[int, int, int, int]) -> Box:
@@ -207,22 +207,22 @@ def _open_annotated(dataset: AnnotatedDataset, count: int | None, key: Callable[
 
 def _annotated_truth(photo: AnnotatedPhoto, label: str) -> Truth:
     width, height = photo.size
-    objects = [thing for thing in photo.objects if thing.name == label]
-    masks = [_object_mask(photo, thing) for thing in objects]
-    others = len(photo.classes([label])) < len({thing.name for thing in photo.objects})
+    objects = [annotated for annotated in photo.objects if annotated.name == label]
+    masks = [_object_mask(photo, annotated) for annotated in objects]
+    others = len(photo.classes([label])) < len({annotated.name for annotated in photo.objects})
     return Truth(
         label,
         np.asarray(np.logical_or.reduce(masks)),
-        tuple(thing.box for thing in objects),
-        all(thing.difficult for thing in objects),
+        tuple(annotated.box for annotated in objects),
+        all(annotated.difficult for annotated in objects),
         is_difficult([int(mask.sum()) for mask in masks], width * height, others),
     )
 
 
-def _object_mask(photo: AnnotatedPhoto, thing: AnnotatedObject) -> Mask:
+def _object_mask(photo: AnnotatedPhoto, annotated: AnnotatedObject) -> Mask:
     width, height = photo.size
     try:
-        return thing.mask(height, width)
+        return annotated.mask(height, width)
     except GradlightError as error:
         raise GradlightError(f"{format_path(photo.path)}: {error}") from error
 

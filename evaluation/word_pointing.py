@@ -108,7 +108,7 @@ def word_questions(seeds: Sequence[int], size: int, captions: CaptionScenes = fi
             objects = objects_of(scene, words)
             texts = [" ".join([*words[:at], f"[{words[at]}]", *words[at + 1 :]]) for at in objects]
             if texts:
-                yield WordQuestion(scene, tuple(texts), tuple(thing.mask for thing in objects.values()))
+                yield WordQuestion(scene, tuple(texts), tuple(each.mask for each in objects.values()))
 
 
 @dataclass
