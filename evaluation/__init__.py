@@ -1,1 +1,1 @@
-"""Experiments: how good the maps are, measured."""
+"""Experiments that measure the quality of maps, one file each."""

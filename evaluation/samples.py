@@ -1,6 +1,6 @@
-"""Photos to experiment on, with what is known of the objects they show: scenes, VOC, COCO, or a plain folder.
+"""Photos for experiments, with the objects that they show: scenes, VOC, COCO, or a folder of photos.
 
-The difficult subset of the pointing game: small things among others (Zhang et al., 2016).
+Every pair of a photo and a class knows whether it is in the difficult subset of the pointing game (Zhang et al., 2016).
 """
 
 from __future__ import annotations
@@ -26,29 +26,21 @@ from ..models.base import ImageLike
 
 __all__ = ["Mask", "Sample", "Samples", "Truth", "is_difficult", "open_samples"]
 
-_SMALL = 0.25
-
-
-def is_difficult(areas: Iterable[int], pixels: int, others: bool) -> bool:
-    """Tell whether a photo and a class belong to the difficult subset.
-
-    They do where the class's ground truth covers less than a quarter of the photo and another class is present. areas:
-    pixels of each of its objects, added up, overlaps counted twice as the published lists do. pixels: of the photo.
-    others: whether another class is present.
-    """
-    return others and sum(areas) < _SMALL * pixels
-
-
 Mask = npt.NDArray[np.bool_]
+
+_SMALL_AREA = 0.25  # fraction of the photo
 
 
 @dataclass(frozen=True, eq=False)
 class Truth:
     """A class that a photo shows.
 
-    mask [H,W]: the union of its objects' outlines (COCO, crowds too), of their boxes (VOC) or of their visible pixels
-    (scenes). boxes: one for each object. difficult: VOC flags every one of its objects so. subset: the photo and the
-    class belong to the difficult subset (`difficult.is_difficult`).
+    Args:
+        label: The class.
+        mask: [H,W], the union of its objects' outlines (COCO, crowds too), boxes (VOC) or visible pixels (scenes).
+        boxes: One for each object.
+        difficult: Whether VOC marks every one of its objects as difficult.
+        subset: Whether the photo and the class are in the difficult subset (`is_difficult`).
     """
 
     label: str
@@ -60,7 +52,15 @@ class Truth:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """A photo as `explain` takes it, under a key of its own; width and height in pixels, and the classes it shows."""
+    """A photo and the classes that it shows.
+
+    Args:
+        key: A unique name in the data set.
+        image: The photo, as `explain` takes it.
+        width: In pixels.
+        height: In pixels.
+        truths: The classes.
+    """
 
     key: str
     image: ImageLike
@@ -71,7 +71,13 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class Samples(Sequence[Sample]):
-    """Samples that are made when they are asked for; labels: all classes of the data set; notes: what is left out."""
+    """The samples of a data set, each created when it is accessed.
+
+    Args:
+        items: The samples.
+        labels: All classes of the data set.
+        notes: What is left out.
+    """
 
     items: Sequence[Sample]
     labels: tuple[str, ...] = ()
@@ -91,115 +97,156 @@ class Samples(Sequence[Sample]):
 def open_samples(
     data: str, count: int | None = None, annotations: Path | None = None, split: str | None = None
 ) -> Samples:
-    """Open the first `count` photos of a data set, all of them unless given.
+    """Open the first `count` photos of a data set.
 
-    data: "scenes" (held-out ones, the classes are shapes and colours), a VOC root with the split to take, a folder of
-    COCO's photos with annotations (instances_*.json), or a folder of photos of which nothing is known. Raises
-    GradlightError for a count below 1, options that the data set does not take, and where there is no photo.
+    Args:
+        data: "scenes" (the validation set; the classes are shapes and colours), a VOC root, a folder of COCO's photos,
+            or a folder of photos whose objects are unknown.
+        count: The number of photos; None for all of them.
+        annotations: COCO's instances_*.json.
+        split: The split of VOC.
+
+    Returns:
+        The samples.
+
+    Raises:
+        GradlightError: The count is below 1, the data set does not take an option, or there is no photo.
+
+    Example:
+        >>> samples = open_samples("scenes", 2)
+        >>> len(samples), samples[0].width, samples[0].height
+        (2, 160, 160)
     """
     if count is not None and count < 1:
         raise GradlightError(f"{count} photos were asked for; give a count of at least 1.")
     if data == "scenes":
-        return _scenes(count, _refused(data, annotations=annotations, split=split))
+        _check_unused(data, annotations=annotations, split=split)
+        return _open_scenes(count)
     if annotations is not None:
-        _refused(data, split=split)
-        return _annotated(read_instances(annotations, data), count, _file_name)
+        _check_unused(data, split=split)
+        return _open_annotated(read_instances(annotations, data), count, lambda photo: photo.path.name)
     if find_voc(data):
-        return _annotated(read_voc(data, split), count, _stem)
-    return _folder(Path(data), count, _refused(data, split=split))
+        return _open_annotated(read_voc(data, split), count, lambda photo: photo.path.stem)
+    _check_unused(data, split=split)
+    return _open_folder(Path(data), count)
 
 
-def _refused(data: str, **options: object) -> tuple[str, ...]:
-    given = [name for name, value in options.items() if value is not None]
-    if given:
+def is_difficult(areas: Iterable[int], pixels: int, others: bool) -> bool:
+    """Tell whether a photo and a class are in the difficult subset.
+
+    They are if the class covers less than a quarter of the photo and another class is present.
+
+    Args:
+        areas: Pixels of each object of the class; overlaps count twice, as in the published lists.
+        pixels: Pixels of the photo.
+        others: Whether another class is present.
+
+    Returns:
+        Whether they are in the subset.
+
+    Example:
+        >>> is_difficult([10, 10], 100, others=True), is_difficult([10, 20], 100, others=True)
+        (True, False)
+    """
+    return others and sum(areas) < _SMALL_AREA * pixels
+
+
+def _check_unused(data: str, **options: object) -> None:
+    names = [name for name, value in options.items() if value is not None]
+    if names:
         raise GradlightError(
-            f"{format_path(data)} takes no {' and no '.join(given)}: a split is VOC's, annotations belong to COCO's photos."
+            f"{format_path(data)} takes no {' and no '.join(names)}: a split belongs to VOC, annotations to"
+            " COCO's photos."
         )
-    return ()
 
 
-def _scenes(count: int | None, notes: tuple[str, ...]) -> Samples:
+# ---------------------------------------------------------------------------------------------------------------------
+# Scenes
+
+
+def _open_scenes(count: int | None) -> Samples:
     if count is None or count > len(scenes.HELD_OUT):
-        raise GradlightError(f"There are {len(scenes.HELD_OUT)} held-out scenes: say how many of them to take.")
-    return Samples(MappedSequence(scenes.HELD_OUT[:count], _scene), tuple(scenes.CLASSES), notes)
+        raise GradlightError(f"There are {len(scenes.HELD_OUT)} validation scenes: say how many of them to take.")
+    return Samples(MappedSequence(scenes.HELD_OUT[:count], _scene_sample), tuple(scenes.CLASSES))
 
 
-def _scene(seed: int) -> Sample:
+def _scene_sample(seed: int) -> Sample:
     scene = scenes.draw(seed)
     height, width = scene.array.shape[:2]
     name = scenes.name(seed)
-    return Sample(name, name, width, height, tuple(_shape_or_colour(scene, label) for label in scene.classes))
+    return Sample(name, name, width, height, tuple(_scene_truth(scene, label) for label in scene.classes))
 
 
-def _shape_or_colour(scene: scenes.Scene, label: str) -> Truth:
-    """Make the truth of a class of a scene; the shape and the colour of one object are not two things to confuse."""
-    own = [thing for thing in scene.objects if label in (thing.kind, thing.colour)]
+def _scene_truth(scene: scenes.Scene, label: str) -> Truth:
+    """Make the truth of a class of a scene; the shape and the colour of one object do not count as two classes."""
+    objects = [scene_object for scene_object in scene.objects if label in (scene_object.kind, scene_object.colour)]
     mask = scene.mask(label)
-    subset = is_difficult([int(mask.sum())], mask.size, len(scene.objects) > len(own))
-    return Truth(label, mask, tuple(_as_floats(thing.box) for thing in own), subset=subset)
+    subset = is_difficult([int(mask.sum())], mask.size, len(scene.objects) > len(objects))
+    return Truth(label, mask, tuple(_float_box(scene_object.box) for scene_object in objects), subset=subset)
 
 
-def _as_floats(box: tuple[int, int, int, int]) -> Box:
+def _float_box(box: tuple[int, int, int, int]) -> Box:
     left, top, right, bottom = map(float, box)
     return left, top, right, bottom
 
 
-def _stem(photo: AnnotatedPhoto) -> str:
-    return photo.path.stem
+# ---------------------------------------------------------------------------------------------------------------------
+# VOC and COCO
 
 
-def _file_name(photo: AnnotatedPhoto) -> str:
-    return photo.path.name
-
-
-def _annotated(read: AnnotatedDataset, count: int | None, key: Callable[[AnnotatedPhoto], str]) -> Samples:
+def _open_annotated(dataset: AnnotatedDataset, count: int | None, key: Callable[[AnnotatedPhoto], str]) -> Samples:
     def make(photo: AnnotatedPhoto) -> Sample:
-        truths = tuple(_truth(photo, label) for label in photo.classes(read.categories))
+        truths = tuple(_annotated_truth(photo, label) for label in photo.classes(dataset.categories))
         return Sample(key(photo), str(photo.path), *photo.size, truths)
 
-    notes = [f"{len(read.failures)} photos cannot be used; the first: {read.failures[0][1]}"] if read.failures else []
-    notes += [f"Left out of the annotations: {reason}: {number}." for reason, number in read.left_out.items()]
-    return Samples(MappedSequence(read.photos[:count], make), read.categories, tuple(notes))
+    notes = [f"Left out of the annotations: {reason}: {number}." for reason, number in dataset.left_out.items()]
+    if dataset.failures:
+        notes.insert(0, f"{len(dataset.failures)} photos cannot be used; the first: {dataset.failures[0][1]}")
+    return Samples(MappedSequence(dataset.photos[:count], make), dataset.categories, tuple(notes))
 
 
-def _truth(photo: AnnotatedPhoto, label: str) -> Truth:
+def _annotated_truth(photo: AnnotatedPhoto, label: str) -> Truth:
     width, height = photo.size
-    own = [thing for thing in photo.objects if thing.name == label]
-    masks = [_mask(photo, thing) for thing in own]
-    others = len(photo.classes([label])) < len({thing.name for thing in photo.objects})
+    objects = [annotated for annotated in photo.objects if annotated.name == label]
+    masks = [_object_mask(photo, annotated) for annotated in objects]
+    others = len(photo.classes([label])) < len({annotated.name for annotated in photo.objects})
     return Truth(
         label,
         np.asarray(np.logical_or.reduce(masks)),
-        tuple(thing.box for thing in own),
-        all(thing.difficult for thing in own),
+        tuple(annotated.box for annotated in objects),
+        all(annotated.difficult for annotated in objects),
         is_difficult([int(mask.sum()) for mask in masks], width * height, others),
     )
 
 
-def _mask(photo: AnnotatedPhoto, thing: AnnotatedObject) -> Mask:
+def _object_mask(photo: AnnotatedPhoto, annotated: AnnotatedObject) -> Mask:
     width, height = photo.size
     try:
-        return thing.mask(height, width)
+        return annotated.mask(height, width)
     except GradlightError as error:
         raise GradlightError(f"{format_path(photo.path)}: {error}") from error
 
 
-def _folder(folder: Path, count: int | None, notes: tuple[str, ...]) -> Samples:
+# ---------------------------------------------------------------------------------------------------------------------
+# Folders of photos
+
+
+def _open_folder(folder: Path, count: int | None) -> Samples:
     if not folder.is_dir():
         raise GradlightError(
-            f'{format_path(folder)}: there is no such folder. Data are "scenes", a VOC root, a folder of COCO\'s photos with'
-            " annotations, or a folder of photos."
+            f'{format_path(folder)}: there is no such folder. Data are "scenes", a VOC root, a folder of COCO\'s photos'
+            " with annotations, or a folder of photos."
         )
-    paths = sorted(_photos(folder))
+    paths = sorted(_photo_paths(folder))
     if not paths:
         raise GradlightError(f"{format_path(folder)}: no photo was found in this folder.")
 
     def make(path: Path) -> Sample:
         return Sample(path.relative_to(folder).as_posix(), str(path), *images.load(path).size)
 
-    return Samples(MappedSequence(paths[:count], make), notes=notes)
+    return Samples(MappedSequence(paths[:count], make))
 
 
-def _photos(folder: Path) -> list[Path]:
-    found = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names if name[0] != ".")
-    return [path for path in found if path.suffix.lower() in images.IMAGE_SUFFIXES]
+def _photo_paths(folder: Path) -> list[Path]:
+    paths = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names if name[0] != ".")
+    return [path for path in paths if path.suffix.lower() in images.IMAGE_SUFFIXES]

@@ -1,1 +1,1 @@
-"""Installed as `gradlight.export`: whole data sets explained into HDF5."""
+"""Export of whole data sets: explain every image, and write the maps to HDF5."""

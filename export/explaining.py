@@ -1,4 +1,4 @@
-"""A batch of loaded images to what a file keeps of it: maps that are sound, and reasons for the rest."""
+"""Explanation of one batch of an export: loaded images to stored maps, and to reasons for those that fail."""
 
 from __future__ import annotations
 
@@ -21,72 +21,80 @@ from ..explainers.precision import Precision
 from ..models.base import Explainable, Photo
 from ..models.objective import Objective
 from ..models.preprocessing import Preprocess
-from .loading import Loaded
+from .loading import LoadedPhoto
 from .plan import ExportSettings
 
-__all__ = ["BatchExplainer", "joined"]
+__all__ = ["BatchExplainer", "concatenate"]
 
 
 class BatchExplainer:
-    """Explain batch after batch with one model; what has to be found out once is kept."""
+    """Explains batch after batch with one model.
+
+    Args:
+        model: The model.
+        settings: How images are explained, and how their maps are stored.
+
+    Raises:
+        GradlightError: The network's pixels vary in size with the photo, and the settings have no size of the maps.
+    """
 
     def __init__(self, model: Explainable, settings: ExportSettings) -> None:
         self.model, self.settings = model, settings
         precision = Precision(settings.precision)
         self._runner = BatchRunner(model, methods_of(settings.methods), settings.layers, settings.meta, precision)
         self._origin: Origin | None = None
-        self._varies = _sizes_vary(model.preprocess)
+        self._varies = _has_varying_size(model.preprocess)
         if self._varies and settings.size is None:
             raise GradlightError(
-                f"{model.name!r} looks at each photo in its own size, so the maps of two photos have different grids."
-                " Give the size that every map is brought to, as --size 224."
+                f"{model.name!r} takes each photo in its own size, so the maps of two photos have different grids."
+                " Give a size for all maps, as --size 224."
             )
 
-    def __call__(self, loaded: Sequence[Loaded]) -> StoredMaps:
-        """Give the maps of the images in their order; what fails of itself or for its target becomes a failure."""
-        failures = [(each.item.path, each.reason) for each in loaded if each.pixels is None]
-        parts: list[StoredMaps] = []
-        readable = [each for each in loaded if each.pixels is not None]
-        for _, group in groupby(readable, key=lambda each: each.pixels.shape if each.pixels is not None else None):
-            parts += self._explained(list(group), failures)
-        return dataclasses.replace(joined([self.empty(), *parts]), failures=failures)
+    def __call__(self, batch: Sequence[LoadedPhoto]) -> StoredMaps:
+        """Explain images in their order; one that cannot be read or explained becomes a failure."""
+        failures = [(image.item.path, image.reason) for image in batch if image.pixels is None]
+        groups: list[StoredMaps] = []
+        readable = [image for image in batch if image.pixels is not None]
+        for _, group in groupby(readable, key=lambda image: image.pixels.shape if image.pixels is not None else None):
+            groups += self._explain_group(list(group), failures)
+        return dataclasses.replace(concatenate([self.empty(), *groups]), failures=failures)
 
     def empty(self) -> StoredMaps:
-        """Give what a file of no images at all keeps."""
+        """Give the content of a file without images."""
         size = self.model.size
         layers = self._runner.map_layers(size)
         maps = {pair: torch.zeros(0, *layer.size) for pair, layer in layers.items()}
-        about = {layer.name: MapLayer(layer.depth, layer.stride) for layer in layers.values()}
-        return self._stored(SaliencyMaps(maps, about, [], [], size, self._made_by()))
+        map_layers = {layer.name: MapLayer(layer.depth, layer.stride) for layer in layers.values()}
+        return self._stored(SaliencyMaps(maps, map_layers, [], [], size, self._describe_origin()))
 
-    def _explained(self, group: list[Loaded], failures: list[tuple[str, str]]) -> list[StoredMaps]:
+    def _explain_group(self, group: list[LoadedPhoto], failures: list[tuple[str, str]]) -> list[StoredMaps]:
+        """Explain images of one size; if that fails, one by one."""
         try:
             maps = self._maps(group)
         except GradlightError as error:
             if len(group) == 1:
                 failures.append((group[0].item.path, str(error)))
                 return []
-            return [part for each in group for part in self._explained([each], failures)]
-        sound = [image for image in range(len(maps)) if _is_finite(maps, image)]
-        for image in sorted(set(range(len(maps))) - set(sound)):
+            return [stored for image in group for stored in self._explain_group([image], failures)]
+        finite = [image for image in range(len(maps)) if _is_finite(maps, image)]
+        for image in sorted(set(range(len(maps))) - set(finite)):
             failures.append((maps.images[image].path, "its maps are not finite (NaN or infinite)"))
-        return [self._stored(maps if len(sound) == len(maps) else maps[sound])] if sound else []
+        return [self._stored(maps if len(finite) == len(maps) else maps[finite])] if finite else []
 
-    def _maps(self, group: Sequence[Loaded]) -> SaliencyMaps:
-        pixels = torch.stack([each.pixels for each in group if each.pixels is not None])
-        photos: list[Photo] = [each.photo for each in group if each.photo is not None]
+    def _maps(self, group: Sequence[LoadedPhoto]) -> SaliencyMaps:
+        pixels = torch.stack([image.pixels for image in group if image.pixels is not None])
+        photos: list[Photo] = [image.photo for image in group if image.photo is not None]
         size = (pixels.shape[2], pixels.shape[3])
-        common = self.settings.target
-        objective = self._objective([each.item.targets or common for each in group])
-        made = self._runner.run(objective, ImageBatch(photos, self.model.cast(pixels)))
-        return assemble(self._runner.map_layers(size), [made], photos, size, self._made_by())
+        objective = self._objective([image.item.targets or self.settings.target for image in group])
+        batch_maps = self._runner.run(objective, ImageBatch(photos, self.model.cast(pixels)))
+        return assemble(self._runner.map_layers(size), [batch_maps], photos, size, self._describe_origin())
 
     def _objective(self, targets: Sequence[Sequence[str | int] | None]) -> Objective:
         rows = None if all(row is None for row in targets) else [None if row is None else list(row) for row in targets]
         return self.model.word_objective(rows) if self.settings.words else self.model.objective(rows)
 
-    def _made_by(self) -> Origin:
-        """Describe the origin once, by what is asked of images without targets of their own."""
+    def _describe_origin(self) -> Origin:
+        """Describe the origin once, by the target of images without targets of their own."""
         if self._origin is None:
             objective = self._objective([self.settings.target])
             self._origin = describe_origin(self.model, objective, self.settings.meta, precision=self.settings.precision)
@@ -105,27 +113,34 @@ class BatchExplainer:
         return dataclasses.replace(stored, pixels=self.settings.size, layers=layers)
 
 
-def _sizes_vary(preprocess: Preprocess) -> bool:
+def _has_varying_size(preprocess: Preprocess) -> bool:
     """Tell whether photos of different sizes become pixels of different sizes."""
     shapes = {preprocess(Image.new("RGB", size))[0].shape for size in ((320, 240), (240, 320))}
     return len(shapes) > 1
 
 
-def joined(parts: Sequence[StoredMaps]) -> StoredMaps:
-    """Put the contents of several files together, in their order; they have one model, methods and layers."""
-    starts = np.cumsum([0, *(len(part.images) for part in parts)]).tolist()
+def concatenate(contents: Sequence[StoredMaps]) -> StoredMaps:
+    """Concatenate the contents of several files, in their order.
+
+    Args:
+        contents: Contents of one model, with the same methods and layers.
+
+    Returns:
+        One content; complete if all of them are.
+    """
+    starts = np.cumsum([0, *(len(content.images) for content in contents)]).tolist()
     targets = [
         dataclasses.replace(row, image=row.image + start)
-        for part, start in zip(parts, starts[:-1], strict=True)
-        for row in part.targets
+        for content, start in zip(contents, starts[:-1], strict=True)
+        for row in content.targets
     ]
     return dataclasses.replace(
-        parts[0],
-        images=[row for part in parts for row in part.images],
+        contents[0],
+        images=[row for content in contents for row in content.images],
         targets=targets,
-        maps={key: np.concatenate([part.maps[key] for part in parts]) for key in parts[0].maps},
-        failures=[failure for part in parts for failure in part.failures],
-        complete=all(part.complete for part in parts),
+        maps={key: np.concatenate([content.maps[key] for content in contents]) for key in contents[0].maps},
+        failures=[failure for content in contents for failure in content.failures],
+        complete=all(content.complete for content in contents),
     )
 
 

@@ -1,4 +1,4 @@
-"""Photos read ahead of the network, in processes of their own; one that cannot be read becomes a reason."""
+"""Loading of photos ahead of the network, in separate processes; a photo that cannot be read becomes a failure."""
 
 from __future__ import annotations
 
@@ -18,12 +18,19 @@ from ..models.images import read_images
 from ..models.preprocessing import Preprocess
 from .lists import Item
 
-__all__ = ["Loaded", "PhotoLoading"]
+__all__ = ["LoadedPhoto", "PhotoLoader"]
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """One image of a batch: its pixels [3,H,W] and photo, or why it has none."""
+class LoadedPhoto:
+    """One image of a batch.
+
+    Args:
+        item: The image.
+        pixels: [3,H,W]; None if the image cannot be read.
+        photo: The record of the photo; None if it cannot be read.
+        reason: Why it cannot be read.
+    """
 
     item: Item
     pixels: Tensor | None
@@ -31,25 +38,25 @@ class Loaded:
     reason: str = ""
 
 
-class _PhotoDataset(Dataset[list[Loaded]]):
-    """Reads the batch that is handed to it in place of a number."""
+class _PhotoDataset(Dataset[list[LoadedPhoto]]):
+    """Reads a batch of items; the batch itself is the index."""
 
     def __init__(self, preprocess: Preprocess) -> None:
         self.preprocess = preprocess
 
-    def __getitem__(self, batch: Any) -> list[Loaded]:
+    def __getitem__(self, batch: Any) -> list[LoadedPhoto]:
         return [self._read(item) for item in batch]
 
-    def _read(self, item: Item) -> Loaded:
+    def _read(self, item: Item) -> LoadedPhoto:
         try:
             pixels, (photo,) = read_images([item.path], self.preprocess)
         except GradlightError as error:
-            return Loaded(item, None, None, str(error))
-        return Loaded(item, pixels[0], photo)
+            return LoadedPhoto(item, None, None, str(error))
+        return LoadedPhoto(item, pixels[0], photo)
 
 
-class _Waiting(Sampler[Any]):
-    """The batches that wait to be read, without an end; an empty one where none waits."""
+class _BatchQueue(Sampler[Any]):
+    """The batches that wait to be read, without an end; an empty batch if none waits."""
 
     def __init__(self) -> None:
         self.batches: deque[Sequence[Item]] = deque()
@@ -59,34 +66,38 @@ class _Waiting(Sampler[Any]):
             yield self.batches.popleft() if self.batches else ()
 
 
-class PhotoLoading:
-    """Reads batches ahead, shard after shard, with the same processes; readers: how many, 0 for none.
+class PhotoLoader:
+    """Loads batches ahead, shard after shard, with the same processes.
 
-    They are started early and stay: after a fork every page of memory that is written to is copied first, and a
-    network writes to all of its activations.
+    The processes are started early and stay: after a fork every page of memory that is written to is copied first, and
+    a network writes to all of its activations.
+
+    Args:
+        preprocess: Brings photos to pixels.
+        readers: Processes; 0 reads in this one.
     """
 
     def __init__(self, preprocess: Preprocess, readers: int) -> None:
-        self._waiting = _Waiting()
-        self._loaded: Iterator[list[Loaded]] | None = iter(
+        self._queue = _BatchQueue()
+        self._loaded: Iterator[list[LoadedPhoto]] | None = iter(
             DataLoader(
                 _PhotoDataset(preprocess),
-                sampler=self._waiting,
+                sampler=self._queue,
                 batch_size=None,
                 num_workers=readers,
-                worker_init_fn=_keep_out_of_signals,
+                worker_init_fn=_ignore_signals,
                 multiprocessing_context=_start_method() if readers else None,
             )
         )
 
-    def batches(self, batches: Sequence[Sequence[Item]]) -> Iterator[list[Loaded]]:
-        """Read batches, in their order; those of a call before must have been taken."""
-        self._waiting.batches.extend(batches)
-        left = len(batches)
-        while left and self._loaded is not None:
-            if found := next(self._loaded):
-                left -= 1
-                yield found
+    def batches(self, batches: Sequence[Sequence[Item]]) -> Iterator[list[LoadedPhoto]]:
+        """Load batches in their order; the batches of an earlier call must have been taken."""
+        self._queue.batches.extend(batches)
+        remaining = len(batches)
+        while remaining and self._loaded is not None:
+            if batch := next(self._loaded):
+                remaining -= 1
+                yield batch
 
     def close(self) -> None:
         """End the processes."""
@@ -98,7 +109,7 @@ def _start_method() -> str | None:
     return "fork" if sys.platform == "linux" else None
 
 
-def _keep_out_of_signals(_: int) -> None:
-    """Leave the signals of the group to the process that writes; it ends its readers itself."""
+def _ignore_signals(_: int) -> None:
+    """Ignore signals to the process group; the process that writes ends its readers itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

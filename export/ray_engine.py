@@ -1,4 +1,4 @@
-"""The engine of a cluster: Ray Data hands the images of each shard to actors that hold the model."""
+"""The engine of a cluster: Ray Data gives the images of each shard to actors that have the model."""
 
 from __future__ import annotations
 
@@ -25,15 +25,19 @@ from .worker import ShardTask, ShardWorker
 
 __all__ = ["Ray"]
 
-_STOP = "stop"  # a file in the folder of the shards that tells actors on any machine to stop
+_STOP = "stop"  # a file in the folder of the shards; where it exists, actors on every host stop
 
 
 @dataclass(frozen=True)
 class Ray:
-    """A Ray cluster that is there already (address), or one of this machine's processes.
+    """Makes the shards with the actors of a Ray cluster; the shard of an actor that dies is given to another.
 
-    workers: actors, each with a model. gpus: of each actor. The folder of the output must be reached under the same
-    path from every machine. The shard of an actor that dies is given to another.
+    The folder of the output must have the same path on every host.
+
+    Args:
+        workers: Actors, each with a model.
+        address: Of a cluster that runs already; None starts one on this machine.
+        gpus: GPUs of each actor.
     """
 
     workers: int = 1
@@ -43,15 +47,15 @@ class Ray:
     def run(
         self, task: ShardTask, model: Explainable, shards: Sequence[Shard], stop: Callable[[], bool], reporter: Reporter
     ) -> bool:
-        """Hand out the shards and hear of each that is made, until all are or the work is stopped."""
-        ray = _ray()
+        """Send out the shards and report each one that is made, until all are finished or the work is stopped."""
+        ray = _import_ray()
         marker = task.output.with_suffix(".shards").absolute() / _STOP
         marker.unlink(missing_ok=True)
-        whole = True
+        finished = True
         with _cluster(ray, self):
             rows = [{"shard": _to_text(shard)} for shard in shards]
-            made = ray.data.from_items(rows, override_num_blocks=max(1, len(rows))).map_batches(
-                _Maker,
+            results = ray.data.from_items(rows, override_num_blocks=max(1, len(rows))).map_batches(
+                _ShardActor,
                 fn_constructor_args=(task, str(marker), os.getcwd()),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(size=min(self.workers, max(1, len(rows)))),
@@ -60,20 +64,20 @@ class Ray:
                 max_task_retries=-1,
             )
             try:
-                for row in made.iter_rows():
-                    failures = [(path, why) for path, why in json.loads(row["failures"])]
+                for row in results.iter_rows():
+                    failures = [(path, reason) for path, reason in json.loads(row["failures"])]
                     reporter.batch(BatchReport(int(row["images"]), failures))
-                    whole = whole and bool(row["whole"])
+                    finished = finished and bool(row["finished"])
                     if stop():
                         marker.touch()
             except ray.exceptions.RayError as error:
                 raise GradlightError(f"An actor of the Ray cluster failed: {_last_line(error)}.") from error
         marker.unlink(missing_ok=True)
-        return whole
+        return finished
 
 
-class _Maker:
-    """An actor: a worker that makes the shard of each row."""
+class _ShardActor:
+    """An actor: it makes the shard of each row."""
 
     def __init__(self, task: ShardTask, marker: str, folder: str) -> None:
         os.chdir(folder)  # so that relative paths mean the same as where they were typed
@@ -82,11 +86,11 @@ class _Maker:
 
     def __call__(self, rows: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
         shard = _from_text(str(rows["shard"][0]))
-        told: list[BatchReport] = []
-        whole = self._worker.do(shard, self._marker.exists, told.append)
-        failures = json.dumps([failure for batch in told for failure in batch.failures])
-        images = sum(batch.images for batch in told)
-        return {"images": np.array([images]), "failures": np.array([failures]), "whole": np.array([whole])}
+        reports: list[BatchReport] = []
+        finished = self._worker.make_shard(shard, self._marker.exists, reports.append)
+        failures = json.dumps([failure for batch in reports for failure in batch.failures])
+        images = sum(batch.images for batch in reports)
+        return {"images": np.array([images]), "failures": np.array([failures]), "finished": np.array([finished])}
 
 
 def _last_line(error: Exception) -> str:
@@ -103,50 +107,50 @@ def _from_text(text: str) -> Shard:
     items = tuple(
         tuple(Item(path, None if targets is None else tuple(targets)) for path, targets in batch) for batch in batches
     )
-    return Shard(number, items, tuple((path, why) for path, why in failures))
+    return Shard(number, items, tuple((path, reason) for path, reason in failures))
 
 
-def _ray() -> Any:
+def _import_ray() -> Any:
     try:
         import ray
         import ray.data
     except ImportError as error:
         raise GradlightError('The engine ray needs Ray: pip install "gradlight[ray]".') from error
-    # The export's own bar tells how far it is.
+    # The export has its own progress bar.
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     return ray
 
 
 @contextmanager
-def _cluster(ray: Any, asked: Ray) -> Iterator[None]:
-    """Join the cluster, or start one here with a core for each worker; it ends with the work."""
+def _cluster(ray: Any, engine: Ray) -> Iterator[None]:
+    """Connect to the cluster, or start one on this machine with a core for each worker; it ends with the work."""
     if ray.is_initialized():
         yield
         return
-    own = {} if asked.address else {"num_cpus": asked.workers + 1, "include_dashboard": False}
+    resources = {} if engine.address else {"num_cpus": engine.workers + 1, "include_dashboard": False}
     try:
-        _reach(asked.address)
-        with _signals_kept():
-            ray.init(address=asked.address, log_to_driver=False, logging_level="error", **own)
+        _check_address(engine.address)
+        with _kept_signal_handler():
+            ray.init(address=engine.address, log_to_driver=False, logging_level="error", **resources)
     except (OSError, ValueError, RuntimeError) as error:
-        raise GradlightError(f"No Ray cluster is reached at {asked.address!r}: {error}.") from error
+        raise GradlightError(f"No Ray cluster is reached at {engine.address!r}: {error}.") from error
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _reach(address: str | None) -> None:
-    """Knock at HOST:PORT, for which Ray itself would wait many minutes; raises OSError."""
+def _check_address(address: str | None) -> None:
+    """Connect to HOST:PORT once, for which Ray itself would wait many minutes; raises OSError."""
     host, colon, port = (address or "").rpartition(":")
     if colon and port.isdecimal() and "//" not in host:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
 @contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Put back the handler of SIGTERM, which Ray replaces when it starts."""
+def _kept_signal_handler() -> Iterator[None]:
+    """Restore the handler of SIGTERM, which Ray replaces when it starts."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

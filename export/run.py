@@ -1,4 +1,4 @@
-"""A whole data set to one output: begun, gone on with after any stop, and finished."""
+"""The export of a whole data set to one output: begin, resume after any stop, and finish."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ..data.hdf5.writer import destination
 from ..errors import GradlightError
 from ..models.base import Explainable
 from .explaining import BatchExplainer
-from .folder import ShardFolder, held
+from .folder import ShardFolder, locked
 from .lists import ImageList
-from .local import Engine, Here
+from .local import Engine, InProcess
 from .plan import ExportSettings, Plan, shard_size
 from .progress import Bar, BatchReport, Reporter, stop_signals
 from .worker import ShardTask
@@ -27,14 +27,20 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class UnfinishedError(GradlightError):
-    """An export that stopped on the way; what it did is kept."""
+    """An export was stopped before its end; its finished work is kept."""
 
     exit_status = 1
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished export has made."""
+    """A finished export.
+
+    Args:
+        output: The file.
+        images: Explained images.
+        failures: Images that failed.
+    """
 
     output: Path
     images: int
@@ -43,17 +49,21 @@ class Outcome:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How an export is done, which makes no difference to its maps.
+    """How an export runs; the maps do not depend on it.
 
-    resume: go on with an unfinished one. overwrite: begin anew, whatever is there. single: one file, without shards
-    beside it. readers: processes that read photos ahead of the network. images_a_shard: 200 unless given.
+    Args:
+        resume: Go on with an unfinished export.
+        overwrite: Begin again, and replace existing files.
+        single: One file, without shards beside it.
+        readers: Processes that read photos ahead of the network.
+        images_per_shard: 200, or fewer if maps are large, unless given.
     """
 
     resume: bool = False
     overwrite: bool = False
     single: bool = False
     readers: int = 1
-    images_a_shard: int | None = None
+    images_per_shard: int | None = None
 
 
 def export(
@@ -61,146 +71,169 @@ def export(
     find: Callable[[Explainable], ImageList],
     output: str | Path,
     settings: ExportSettings,
-    manner: ExportOptions,
+    options: ExportOptions,
     *,
     engine: Engine | None = None,
     reporter: Reporter | None = None,
 ) -> Outcome:
-    """Explain every image of a source into one HDF5 output, which appears under its name only when it is whole.
+    """Explain every image of a source into one HDF5 output, which gets its name only when it is complete.
 
-    make gives the model; find its images and targets. Work is kept in shards beside the output as it goes. Images that
-    cannot be read or explained become rows of /failures. Raises UnfinishedError when it is stopped by Ctrl-C, SIGTERM
-    or an error after some work was kept; GradlightError for what cannot be begun, for an output that is another's or
-    finished, and for other parameters than those of the export that is to be resumed.
+    Work is kept in shards beside the output as it is done. Images that cannot be read or explained become rows of
+    /failures.
+
+    Args:
+        make: Makes the model.
+        find: Finds the images and their targets.
+        output: The file, .h5 or .hdf5.
+        settings: How images are explained.
+        options: How the export runs.
+        engine: Makes the shards; in this process unless given.
+        reporter: Receives the progress.
+
+    Returns:
+        The output with the numbers of its images and failures.
+
+    Raises:
+        UnfinishedError: The export was stopped by Ctrl-C, SIGTERM or an error after some work was kept.
+        GradlightError: The export cannot begin, the output exists, or the parameters differ from those of the export to
+            resume.
     """
-    target = _target(output, manner)
-    folder, reporter = ShardFolder(target), reporter or Bar(shown=False)
-    if (finished := _finished_before(target, folder, manner)) is not None:
-        reporter.note(f"{target} is finished already.")
-        return finished
+    path = _check_output(output, options)
+    folder, reporter = ShardFolder(path), reporter or Bar(shown=False)
+    if (outcome := _finished_before(path, folder, options)) is not None:
+        reporter.note(f"{path} is finished already.")
+        return outcome
     model = make()
-    _ = model.labels  # a network that has not said how many classes it has is run once
-    source = find(model)
-    BatchExplainer(model, settings).empty()  # refuses layers and targets that are not to be had
+    _ = model.labels  # a network whose number of classes is unknown is run once
+    images = find(model)
+    _check_settings(model, settings)
     _make_folder(folder)
     try:
-        with held(folder.path):
-            plan = _begun(model, source, folder, settings, manner)
-            task = ShardTask(make, settings, target, manner.readers)
-            _work(task, plan, model, engine or Here(), reporter)
-            outcome = _finish(plan, folder, manner)
+        with locked(folder.path):
+            plan = _begin(model, images, folder, settings, options)
+            task = ShardTask(make, settings, path, options.readers)
+            _make_shards(task, plan, model, engine or InProcess(), reporter)
+            outcome = _finish(plan, folder, options)
     finally:
-        folder.leave()
+        folder.remove_if_unused()
     return outcome
 
 
-def _target(output: str | Path, manner: ExportOptions) -> Path:
+def _check_output(output: str | Path, options: ExportOptions) -> Path:
     path = Path(output)
     if path.suffix.lower() not in (".h5", ".hdf5"):
         raise GradlightError(f"{path}: maps are written as HDF5; name a file that ends in .h5.")
-    if manner.resume and manner.overwrite:
-        raise GradlightError("--resume goes on with an export and --overwrite begins it anew; ask for one of them.")
-    return destination(path, overwrite=manner.overwrite)
+    if options.resume and options.overwrite:
+        raise GradlightError("--resume goes on with an export and --overwrite begins it again; ask for one of them.")
+    return destination(path, overwrite=options.overwrite)
 
 
-def _finished_before(target: Path, folder: ShardFolder, manner: ExportOptions) -> Outcome | None:
-    """Look at an output that is there: finished, with --resume; otherwise it is only replaced when that was asked."""
-    if not target.exists() or manner.overwrite:
+def _finished_before(path: Path, folder: ShardFolder, options: ExportOptions) -> Outcome | None:
+    """Give the outcome of a finished export that is resumed; an existing output is replaced only by --overwrite."""
+    if not path.exists() or options.overwrite:
         return None
-    if not manner.resume:
-        raise GradlightError(f"{target}: there are maps under this name already. --overwrite replaces them.")
-    return _outcome(target) if folder.record() is None else None
+    if not options.resume:
+        raise GradlightError(f"{path}: there are maps under this name already. --overwrite replaces them.")
+    if folder.record() is not None:
+        return None
+    with MapsFile(path) as file:
+        return Outcome(path, len(file.images), len(file.failures))
+
+
+def _check_settings(model: Explainable, settings: ExportSettings) -> None:
+    """Raise the errors of unknown layers and targets before any work."""
+    BatchExplainer(model, settings).empty()
 
 
 def _make_folder(folder: ShardFolder) -> None:
     try:
         folder.path.mkdir(exist_ok=True)
     except OSError as error:
-        raise GradlightError(f"{folder.path}: the folder of the shards cannot be made ({error.strerror}).") from error
+        raise GradlightError(
+            f"{folder.path}: the folder of the shards cannot be created ({error.strerror})."
+        ) from error
 
 
-def _begun(
-    model: Explainable, source: ImageList, folder: ShardFolder, settings: ExportSettings, manner: ExportOptions
+def _begin(
+    model: Explainable, images: ImageList, folder: ShardFolder, settings: ExportSettings, options: ExportOptions
 ) -> Plan:
-    """Begin an export, or find that it is the one that was begun before."""
-    if not source.items:
-        first = f" The first: {source.failures[0][1]}" if source.failures else ""
+    """Begin an export, or check that it is the one that was begun before."""
+    if not images.items:
+        first = f" The first: {images.failures[0][1]}" if images.failures else ""
         raise GradlightError(f"There is no image to explain.{first}")
-    count = shard_size(model, settings, manner.images_a_shard)
-    plan = Plan(tuple(source.items), settings, count, tuple(source.failures))
-    record, before = plan.record(model), folder.record()
-    if manner.overwrite:
+    count = shard_size(model, settings, options.images_per_shard)
+    plan = Plan(tuple(images.items), settings, count, tuple(images.failures))
+    record, previous = plan.record(model), folder.record()
+    if options.overwrite:
         folder.clear()
-    elif before is not None and folder.holds_work():
-        _check_same(before, record, folder, manner)
-    folder.sweep()
+    elif previous is not None and folder.has_shards():
+        _check_record(previous, record, folder, options)
+    folder.remove_temporary_files()
     folder.begin(record)
     return plan
 
 
-def _check_same(before: dict[str, Any], record: dict[str, Any], folder: ShardFolder, manner: ExportOptions) -> None:
-    if not manner.resume:
+def _check_record(
+    previous: dict[str, Any], record: dict[str, Any], folder: ShardFolder, options: ExportOptions
+) -> None:
+    if not options.resume:
         raise GradlightError(
-            f"{folder.path}: an unfinished export is there. --resume goes on with it, --overwrite begins anew."
+            f"{folder.path}: an unfinished export is there. --resume goes on with it, --overwrite begins again."
         )
-    names = [name for name in {**before, **record} if before.get(name) != record.get(name)]
+    names = [name for name in {**previous, **record} if previous.get(name) != record.get(name)]
     if names:
-        differences = "; ".join(f"{name} was {before.get(name)!r} and is {record.get(name)!r}" for name in names)
+        differences = "; ".join(f"{name} was {previous.get(name)!r} and is {record.get(name)!r}" for name in names)
         raise GradlightError(
-            f"The unfinished export was begun otherwise: {differences}. Resume it as it was begun, or begin anew with"
-            " --overwrite."
+            f"The unfinished export has other parameters: {differences}. Resume it with the same parameters, or begin"
+            " again with --overwrite."
         )
 
 
-def _work(task: ShardTask, plan: Plan, model: Explainable, engine: Engine, reporter: Reporter) -> None:
+def _make_shards(task: ShardTask, plan: Plan, model: Explainable, engine: Engine, reporter: Reporter) -> None:
+    """Make the shards that are not finished yet."""
     folder = ShardFolder(task.output)
-    done = folder.finished(plan.shards)
-    reporter.begin(len(plan.items), sum(plan.shard(number).images for number in done))
-    if 0 not in done and plan.failures:
+    finished = folder.finished(plan.shards)
+    reporter.begin(len(plan.items), sum(plan.shard(number).images for number in finished))
+    if 0 not in finished and plan.failures:
         reporter.batch(BatchReport(0, plan.failures))
-    todo = [plan.shard(number) for number in range(plan.shards) if number not in done]
+    todo = [plan.shard(number) for number in range(plan.shards) if number not in finished]
     reason = "Stopped"
     try:
         with stop_signals(_SIGNALS) as stop:
             engine.run(task, model, todo, stop, reporter)
     except GradlightError as error:
-        if not folder.holds_work():
+        if not folder.has_shards():
             raise
         reason = str(error)
     finally:
         reporter.end()
-    left = plan.shards - len(folder.finished(plan.shards))
-    if left:
+    unfinished = plan.shards - len(folder.finished(plan.shards))
+    if unfinished:
         raise UnfinishedError(
-            f"{reason.rstrip('.')}. {plan.shards - left} of {plan.shards} shards are finished, and what is done is kept"
-            f" in {folder.path}. Go on with the same command and --resume."
+            f"{reason.rstrip('.')}. {plan.shards - unfinished} of {plan.shards} shards are finished, and all finished"
+            f" work is kept in {folder.path}. Go on with the same command and --resume."
         )
 
 
-def _finish(plan: Plan, folder: ShardFolder, manner: ExportOptions) -> Outcome:
-    """Make the output of the finished shards: an index over them, or one file that holds everything."""
+def _finish(plan: Plan, folder: ShardFolder, options: ExportOptions) -> Outcome:
+    """Make the output from the finished shards: an index of them, or one file."""
     shards = [folder.shard(number) for number in range(plan.shards)]
     counts = []
     for path in shards:
         with MapsFile(path) as file:
             counts.append((len(file.images), len(file.failures)))
-    images, failed = (sum(column) for column in zip(*counts, strict=True))
+    images, failures = (sum(column) for column in zip(*counts, strict=True))
     if images == 0:
         with MapsFile(shards[0]) as file:
             reason = file.failures[0][1]
         folder.clear()
-        raise GradlightError(f"None of {failed} images can be explained. The first: {reason}")
+        raise GradlightError(f"None of {failures} images can be explained. The first: {reason}")
     if len(shards) == 1:
         folder.publish(0)
-    elif manner.single:
-        copy_into(folder.output, shards, compression=plan.settings.compression, overwrite=manner.overwrite)
+    elif options.single:
+        copy_into(folder.output, shards, compression=plan.settings.compression, overwrite=options.overwrite)
         folder.clear()
     else:
-        write_index(folder.output, shards, overwrite=manner.overwrite)
+        write_index(folder.output, shards, overwrite=options.overwrite)
         folder.end()
-    return Outcome(folder.output, images, failed)
-
-
-def _outcome(target: Path) -> Outcome:
-    with MapsFile(target) as file:
-        return Outcome(target, len(file.images), len(file.failures))
+    return Outcome(folder.output, images, failures)

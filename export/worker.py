@@ -1,4 +1,4 @@
-"""One process's work: shard after shard with one model, stopped only between batches."""
+"""The work of one process: shard after shard with one model, stopped only between batches."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 from ..data.hdf5.schema import StoredMaps
 from ..models.base import Explainable
 from ..models.preserve import preserved
-from .explaining import BatchExplainer, joined
+from .explaining import BatchExplainer, concatenate
 from .folder import ShardFolder
-from .loading import Loaded, PhotoLoading
+from .loading import LoadedPhoto, PhotoLoader
 from .plan import ExportSettings, Shard
 from .progress import BatchReport
 
@@ -21,9 +21,13 @@ __all__ = ["ShardTask", "ShardWorker"]
 
 @dataclass(frozen=True)
 class ShardTask:
-    """Everything that a process needs to make shards, here or on another machine.
+    """Everything that a process needs to make shards; it can be sent to other processes and hosts.
 
-    make: gives the model; it must travel to other processes. readers: processes that read photos ahead of the network.
+    Args:
+        make: Makes the model; must be picklable for other processes.
+        settings: How images are explained.
+        output: The output, which names the folder of the shards.
+        readers: Processes that read photos ahead of the network.
     """
 
     make: Callable[[], Explainable]
@@ -33,65 +37,80 @@ class ShardTask:
 
 
 class ShardWorker:
-    """A model at work on the shards of a task."""
+    """Makes the shards of a task with one model.
+
+    Args:
+        task: The task.
+        model: The model; made by the task unless given.
+    """
 
     def __init__(self, task: ShardTask, model: Explainable | None = None) -> None:
         self.task = task
         self.model = task.make() if model is None else model
         self.folder = ShardFolder(task.output)
         self._explain = BatchExplainer(self.model, task.settings)
-        self._reading = PhotoLoading(self.model.preprocess, task.readers)
+        self._loader = PhotoLoader(self.model.preprocess, task.readers)
 
-    def do(self, shard: Shard, stop: Callable[[], bool], report: Callable[[BatchReport], None]) -> bool:
-        """Make a shard, from where it was left; give False if it was stopped, with its whole batches kept.
+    def make_shard(self, shard: Shard, stop: Callable[[], bool], report: Callable[[BatchReport], None]) -> bool:
+        """Make a shard, from where an earlier run stopped.
 
-        Also kept are the whole batches before an error, which is raised again.
+        Finished batches are kept, also those before an error, which is raised again.
+
+        Args:
+            shard: The shard.
+            stop: Called before each batch; True stops.
+            report: Called with each finished batch.
+
+        Returns:
+            True if the shard is finished, False if it was stopped.
         """
         batches = shard.batches
-        done, before = self.folder.part(shard.number)
-        pieces = [self._first(shard) if before is None else before]
-        if done:
-            report(BatchReport(sum(map(len, batches[:done])), tuple(pieces[0].failures)))
-        begun, whole = done, False
+        finished, part = self.folder.read_part(shard.number)
+        contents = [self._first_content(shard) if part is None else part]
+        if finished:
+            report(BatchReport(sum(map(len, batches[:finished])), tuple(contents[0].failures)))
+        finished_before, complete = finished, False
         try:
-            loaded = self._reading.batches(batches[done:])
+            loaded = self._loader.batches(batches[finished:])
             with preserved(self.model.network):
-                while done < len(batches) and (batch := _next(loaded, stop)) is not None:
-                    pieces.append(self._explain(batch))
-                    done += 1
-                    report(BatchReport(len(batches[done - 1]), tuple(pieces[-1].failures)))
-            whole = done == len(batches)
+                while finished < len(batches) and (batch := _next_batch(loaded, stop)) is not None:
+                    contents.append(self._explain(batch))
+                    finished += 1
+                    report(BatchReport(len(batches[finished - 1]), tuple(contents[-1].failures)))
+            complete = finished == len(batches)
         finally:
-            if done > begun and not whole:
-                self.folder.write_part(shard.number, done, self._whole(pieces, complete=False), **self._how)
-        if not whole:
+            if finished > finished_before and not complete:
+                content = _content_of_shard(contents, complete=False)
+                self.folder.write_part(shard.number, finished, content, **self._write_options)
+        if not complete:
             return False
-        self.folder.write_shard(shard.number, self._whole(pieces, complete=True), **self._how)
+        self.folder.write_shard(shard.number, _content_of_shard(contents, complete=True), **self._write_options)
         return True
 
     def close(self) -> None:
-        """End what reads ahead."""
-        self._reading.close()
+        """End the processes that read ahead."""
+        self._loader.close()
 
-    def _first(self, shard: Shard) -> StoredMaps:
-        """Begin a shard with what is known of it before."""
+    def _first_content(self, shard: Shard) -> StoredMaps:
+        """Give the content of a shard before its first batch: its earlier failures."""
         empty = self._explain.empty()
         empty.failures = list(shard.failures)
         return empty
 
-    def _whole(self, pieces: list[StoredMaps], *, complete: bool) -> StoredMaps:
-        content = joined(pieces)
-        content.complete = complete
-        return content
-
     @property
-    def _how(self) -> dict[str, Any]:
+    def _write_options(self) -> dict[str, Any]:
         settings = self.task.settings
         return {"compression": settings.compression, "dtype": settings.dtype}
 
 
-def _next(loaded: Iterator[list[Loaded]], stop: Callable[[], bool]) -> list[Loaded] | None:
-    """Take the next batch; None where the work is to stop, for which the readers of a group may have ended already."""
+def _content_of_shard(contents: list[StoredMaps], *, complete: bool) -> StoredMaps:
+    content = concatenate(contents)
+    content.complete = complete
+    return content
+
+
+def _next_batch(loaded: Iterator[list[LoadedPhoto]], stop: Callable[[], bool]) -> list[LoadedPhoto] | None:
+    """Take the next batch; None to stop, when a signal to the process group may have ended the readers already."""
     if stop():
         return None
     try:

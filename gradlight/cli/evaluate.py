@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import GradlightError, nearest
 from ..evaluation.ledger import Ledger
-from ..evaluation.report import Experiment, paper
+from ..evaluation.report import Experiment, write_report
 from ..evaluation.tables import Result, as_json, csv, markdown
 from ..files import replace_file
 from .console import notice
@@ -41,11 +41,11 @@ def evaluate(experiment: str, source: ModelOptions, options: Options, out: Path 
     else:
         asked = _PAPER if name == "paper" else [name]
         about = {} if name in _SAYING else setting.about()
-        results = paper(
+        results = write_report(
             [Experiment(each, _run(each, setting), _settings(each, options)) for each in asked],
             out,
-            about=about or {"model": source.name},
-            tell=notice,
+            settings=about or {"model": source.name},
+            notify=notice,
         )
         notice(f"wrote {out / 'README.md'}")
     print("\n".join(markdown(table) for result in results for table in result.tables))

@@ -16,16 +16,15 @@ from .. import __version__
 from ..data.scenes.generator import HELD_OUT
 from ..errors import GradlightError
 from ..evaluation import word_pointing as words
-from ..evaluation.caption_truth import caption_truth
-from ..evaluation.caption_truth import told as captions_told
+from ..evaluation.caption_truth import caption_truth, caption_truth_result
 from ..evaluation.class_sensitivity import class_sensitivity
 from ..evaluation.deletion_insertion import deletion_insertion
 from ..evaluation.identity_trick import identity_trick
-from ..evaluation.layer_weights import PlayGame, layer_weights
+from ..evaluation.layer_weights import layer_weights
 from ..evaluation.ledger import Ledger
 from ..evaluation.meta_analysis import meta_analysis
 from ..evaluation.metrics import TOLERANCE
-from ..evaluation.pointing_game import player, pointing_game
+from ..evaluation.pointing_game import MeasurePointing, pointing_game, pointing_measure
 from ..evaluation.samples import Samples, open_samples
 from ..evaluation.tables import Result
 from ..evaluation.weight_randomisation import weight_randomisation
@@ -119,11 +118,11 @@ class Setting:
             return self.options.tolerance
         return SHARE * 160 if self.options.data == "scenes" else TOLERANCE
 
-    def player(self, samples: Samples, ledger: Ledger) -> PlayGame | None:
+    def player(self, samples: Samples, ledger: Ledger) -> MeasurePointing | None:
         """Make the pointing game that other experiments play, if it is known what the photos show."""
         if not samples.labels:
             return None
-        return player(self.model, samples, ledger=ledger, name="pointing", tolerance=self.tolerance)
+        return pointing_measure(self.model, samples, ledger=ledger, name="pointing", tolerance=self.tolerance)
 
     def about(self) -> dict[str, Any]:
         """Describe what every experiment of a report depends on, in JSON types."""
@@ -199,7 +198,7 @@ def _layer_weights(setting: Setting, count: int, ledger: Ledger) -> Result:
         setting.layers,
         data=options.data,
         ledger=ledger,
-        play=play,
+        measure_pointing=play,
         seed=options.seed,
         progress=interactive(),
     )
@@ -241,7 +240,7 @@ def _identity_trick(setting: Setting, count: int, ledger: Ledger) -> Result:
         layers,
         ledger=ledger,
         target=setting.options.target,
-        play=play,
+        measure_pointing=play,
         progress=interactive(),
     )
 
@@ -281,18 +280,19 @@ def _word_pointing(setting: Setting, count: int, ledger: Ledger) -> Result:
             HELD_OUT[:number],
             methods,
             setting.layers,
-            speaker=words.own_captions(model),
+            captions=words.own_captions(model),
             progress=interactive(),
         )
-        return [[*key, hits.asked, hits.exact, hits.near] for key, hits in found.items()]
+        return [[*key, hits.total, hits.exact, hits.near] for key, hits in found.items()]
 
-    hits = {(method, layer): words.Hits(*counted) for method, layer, *counted in ledger.once("game", play)}
-    return words.told(hits, number)
+    hits = {(method, layer): words.WordHits(*counted) for method, layer, *counted in ledger.once("game", play)}
+    return words.word_pointing_result(hits, number)
 
 
 def _caption_truth(setting: Setting, count: int, ledger: Ledger) -> Result:
     model = open_captioner(setting.source)
-    return captions_told(caption_truth(model, HELD_OUT[: setting.options.count or count], progress=interactive()))
+    truth = caption_truth(model, HELD_OUT[: setting.options.count or count], progress=interactive())
+    return caption_truth_result(truth)
 
 
 EXPERIMENTS: dict[str, tuple[Run, int]] = {

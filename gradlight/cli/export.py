@@ -14,7 +14,7 @@ from typing import Any
 from ..data.hdf5.shards import copy_into, write_index
 from ..errors import GradlightError, GradlightWarning, nearest
 from ..export.lists import ImageList
-from ..export.local import Engine, Here, Processes
+from ..export.local import Engine, InProcess, WorkerProcesses
 from ..export.plan import ExportSettings
 from ..export.progress import Bar, JsonLines, Reporter
 from ..export.run import ExportOptions, export
@@ -109,7 +109,7 @@ def _engine(ways: Ways) -> Engine:
         raise GradlightError(f"--engine is local or ray, not {ways.engine!r}.{nearest(ways.engine, ('local', 'ray'))}")
     if ways.address is not None or ways.gpus:
         raise GradlightError("--address and --gpus are of the engine ray; add --engine ray.")
-    return Here() if ways.workers == 1 else Processes(ways.workers)
+    return InProcess() if ways.workers == 1 else WorkerProcesses(ways.workers)
 
 
 @contextmanager

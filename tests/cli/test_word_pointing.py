@@ -12,7 +12,8 @@ import gradlight as gl
 from gradlight.data.scenes.generator import COLOURS, KINDS
 from gradlight.data.scenes.grammar import WORDS
 from gradlight.errors import GradlightError
-from gradlight.evaluation.word_pointing import COMBINATIONS, TOLERANCE, Hits, distance, questions, word_pointing
+from gradlight.evaluation.metrics import COMBINATIONS, distance
+from gradlight.evaluation.word_pointing import TOLERANCE, WordHits, word_pointing, word_questions
 from gradlight.models.captioner import Captioner, CaptionNetwork, Vocabulary
 from gradlight.models.captioner.decoder import SpecialTokens
 from gradlight.models.captioner.encoder import ResNetPlan, build_resnet
@@ -34,14 +35,14 @@ def captioner(side: int = 160) -> Captioner:
 
 
 @lru_cache(maxsize=1)
-def played() -> dict[tuple[str, str], Hits]:
+def played() -> dict[tuple[str, str], WordHits]:
     return word_pointing(captioner(), SEEDS, METHODS)
 
 
-def by_hand(model: Captioner, layer: str, method: str) -> Hits:
+def by_hand(model: Captioner, layer: str, method: str) -> WordHits:
     """Play with one layer alone, one word of a scene at a time, and bring its place into the scene."""
-    hits = Hits()
-    for asked in questions(SEEDS, 160):
+    hits = WordHits()
+    for asked in word_questions(SEEDS, 160):
         for text, mask in zip(asked.texts, asked.masks, strict=True):
             found = gl.explain(model, asked.scene.image, text, methods=method, layers=layer)
             values = found.upsampled(method, layer)[0, 0].numpy()
@@ -64,10 +65,10 @@ def test_the_distance_is_the_smallest_of_all() -> None:
 
 
 def test_hits_are_counted_exactly_and_nearly() -> None:
-    hits = Hits()
+    hits = WordHits()
     for far in (0.0, 0.5, 3.0, 3.01):
         hits.add(far, 3.0)
-    assert hits == Hits(asked=4, exact=1, near=3)
+    assert hits == WordHits(total=4, exact=1, near=3)
 
 
 def test_the_tolerance_is_that_of_the_game() -> None:
@@ -75,7 +76,7 @@ def test_the_tolerance_is_that_of_the_game() -> None:
 
 
 def test_every_colour_and_shape_of_the_first_caption_is_asked() -> None:
-    for question in questions(SEEDS, 160):
+    for question in word_questions(SEEDS, 160):
         words = question.scene.captions[0].split()
         naming = [at for at, word in enumerate(words) if word in COLOURS or word in KINDS]
         assert question.texts == tuple(" ".join([*words[:at], f"[{words[at]}]", *words[at + 1 :]]) for at in naming)
@@ -87,9 +88,9 @@ def test_every_colour_and_shape_of_the_first_caption_is_asked() -> None:
 
 
 def test_every_word_is_counted_once_for_each_map() -> None:
-    asked = sum(len(question.texts) for question in questions(SEEDS, 160))
+    asked = sum(len(question.texts) for question in word_questions(SEEDS, 160))
     found = played()
-    assert {hits.asked for hits in found.values()} == {asked}
+    assert {hits.total for hits in found.values()} == {asked}
     combined = [f"{how}({weights})" for weights, how in COMBINATIONS]
     assert set(found) == {
         *((method, layer) for method in METHODS for layer in [*LAYERS, *combined]),
@@ -116,8 +117,8 @@ def test_groups_of_every_size_are_played() -> None:
     """More scenes than go together, whose captions have two and four words to ask for."""
     seeds = range(40)
     found = word_pointing(captioner(), seeds, "normgrad", layers="layer2")
-    asked = sum(len(question.texts) for question in questions(seeds, 160))
-    assert {hits.asked for hits in found.values()} == {asked}
+    asked = sum(len(question.texts) for question in word_questions(seeds, 160))
+    assert {hits.total for hits in found.values()} == {asked}
 
 
 def test_a_place_in_the_pixels_is_a_place_in_the_scene() -> None:
@@ -129,7 +130,7 @@ def test_a_place_in_the_pixels_is_a_place_in_the_scene() -> None:
 
 def test_the_centre_is_on_an_object_that_lies_there() -> None:
     seeds = range(12)
-    masks = [mask for question in questions(seeds, 160) for mask in question.masks]
+    masks = [mask for question in word_questions(seeds, 160) for mask in question.masks]
     wanted = sum(bool(mask[79:81, 79:81].all()) for mask in masks)
     assert wanted > 0
     assert word_pointing(captioner(), seeds, "normgrad", layers="layer2")["baseline", "centre"].exact >= wanted

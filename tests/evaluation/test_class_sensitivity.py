@@ -119,8 +119,8 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_numbers(
     lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "torn.jsonl").write_bytes(b"".join(lines[:5]) + lines[5][:20])
     asked: list[float] = []
-    compared = module._compared
-    monkeypatch.setattr(module, "_compared", lambda *args: asked.append(args[-1]) or compared(*args))
+    correlate = module._correlate
+    monkeypatch.setattr(module, "_correlate", lambda *args: asked.append(args[-1]) or correlate(*args))
     assert run(Ledger(tmp_path / "torn.jsonl", {})).figures == result.figures
     assert asked == [0.002, 0.01, 0.0, 0.002, 0.01]  # of 3 images × 3 steps, 4 were done
 
@@ -147,7 +147,7 @@ def test_correlations_are_of_the_two_targets() -> None:
 
 def test_a_captioner_and_no_images_are_refused() -> None:
     samples = open_samples("scenes", 1)
-    with pytest.raises(GradlightError, match="asked of a classifier, and 'scenes' is none"):
+    with pytest.raises(GradlightError, match="needs a classifier, and 'scenes' is none"):
         class_sensitivity(gl.captioner("scenes"), samples, METHODS, ledger=Ledger(None, {}))
     with pytest.raises(GradlightError, match="no image to compare"):
         class_sensitivity(gl.classifier("scenes"), [], METHODS, ledger=Ledger(None, {}))

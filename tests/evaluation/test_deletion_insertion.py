@@ -99,7 +99,7 @@ def test_a_map_of_what_matters_wins_both_games() -> None:
 
 def test_the_photo_to_insert_into_is_blurred_as_much_as_asked() -> None:
     pixels = torch.randn(3, 40, 60, generator=torch.Generator().manual_seed(1))
-    spreads = [float(module._blurred(pixels, share).std()) for share in (0, 0.02, 0.1, 0.5)]
+    spreads = [float(module._blur(pixels, share).std()) for share in (0, 0.02, 0.1, 0.5)]
     assert spreads[0] == pytest.approx(float(pixels.std()))
     assert spreads == sorted(spreads, reverse=True)
     assert spreads[-1] < 0.1

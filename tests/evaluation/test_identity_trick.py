@@ -69,7 +69,7 @@ class Mixer(nn.Module):
 
 def test_a_network_without_convolutions_is_refused_unless_layers_are_named() -> None:
     model, samples = gl.classifier(Mixer()), open_samples("scenes", 1)
-    with pytest.raises(GradlightError, match="no convolution that lies over the image"):
+    with pytest.raises(GradlightError, match="no convolution with a spatial output"):
         identity_trick(model, samples, ledger=Ledger(None, {}))
     found = identity_trick(model, samples, ["first", "second"], ledger=Ledger(None, {}))
     assert list(found.figures["correlations"]) == ["first", "second"]
@@ -108,11 +108,11 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_numbers(
     assert run(Ledger(tmp_path / "whole.jsonl", {})).figures == result.figures
     lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "torn.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:20])
-    looked: list[str] = []
-    compared = module._compared
-    monkeypatch.setattr(module, "_compared", lambda *args: looked.append(args[1].key) or compared(*args))
+    keys: list[str] = []
+    correlate = module._correlate
+    monkeypatch.setattr(module, "_correlate", lambda *args: keys.append(args[1].key) or correlate(*args))
     assert run(Ledger(tmp_path / "torn.jsonl", {})).figures == result.figures
-    assert looked == [sample.key for sample in open_samples("scenes", COUNT)][1:]
+    assert keys == [sample.key for sample in open_samples("scenes", COUNT)][1:]
 
 
 def test_the_game_is_played_with_both() -> None:
@@ -126,7 +126,7 @@ def test_the_game_is_played_with_both() -> None:
         return {(method, layer): scores[method][number] for method in methods for number, layer in enumerate(layers)}
 
     found = identity_trick(
-        gl.classifier("scenes"), open_samples("scenes", 1), LAYERS[:2], ledger=Ledger(None, {}), play=play
+        gl.classifier("scenes"), open_samples("scenes", 1), LAYERS[:2], ledger=Ledger(None, {}), measure_pointing=play
     )
     assert played == [(["normgrad", "normgrad_real"], LAYERS[:2])]
     assert found.figures["pointing_difference"] == pytest.approx({"mean": 0.0625, "std": 0.0375})

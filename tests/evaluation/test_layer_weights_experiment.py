@@ -13,7 +13,7 @@ import torch
 import gradlight as gl
 from gradlight.errors import GradlightError
 from gradlight.evaluation import layer_weights as module
-from gradlight.evaluation.layer_weights import joined_by, layer_weights, measure, weightings
+from gradlight.evaluation.layer_weights import layer_weights, measure, weightings, with_weightings
 from gradlight.evaluation.ledger import Ledger
 from gradlight.evaluation.samples import Sample, open_samples
 from gradlight.evaluation.tables import markdown
@@ -59,11 +59,11 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_numbers(tmp_path: Path, mo
     wanted = measure(model, samples(), data="scenes", ledger=whole)
     lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "torn.jsonl").write_bytes(b"".join(lines[:8]) + lines[8][:100])
-    looked: list[str] = []
-    row = module._row
-    monkeypatch.setattr(module, "_row", lambda *args: looked.append(args[1].key) or row(*args))
+    keys: list[str] = []
+    row = module._features_row
+    monkeypatch.setattr(module, "_features_row", lambda *args: keys.append(args[1].key) or row(*args))
     assert measure(model, samples(), data="scenes", ledger=Ledger(tmp_path / "torn.jsonl", {})) == wanted
-    assert looked == [sample.key for sample in samples()][7:]
+    assert keys == [sample.key for sample in samples()][7:]
 
 
 def test_one_class_for_each_image_is_judged_by_the_most_probable() -> None:
@@ -114,7 +114,14 @@ def test_every_weighting_plays_beside_the_single_layers(tmp_path: Path) -> None:
     path = tmp_path / "own.json"
     methods = ["linear_approx", "normgrad"]
     result = layer_weights(
-        model, samples(), methods, ["layer2", "layer4"], data="scenes", ledger=Ledger(None, {}), play=play, path=path
+        model,
+        samples(),
+        methods,
+        ["layer2", "layer4"],
+        data="scenes",
+        ledger=Ledger(None, {}),
+        measure_pointing=play,
+        path=path,
     )
     table, values = result.tables[1], result.figures["pointing"]
     assert list(table.columns) == ["method", "best layer", "best single", *NAMES]
@@ -130,7 +137,7 @@ def test_every_weighting_plays_beside_the_single_layers(tmp_path: Path) -> None:
 
 def test_flat_maps_are_joined_without_a_word() -> None:
     maps = gl.explain(gl.classifier("scenes"), "scenes:20000066", methods="gradient")
-    joined = joined_by(maps, {"uniform": "uniform", "mine": dict.fromkeys(LAYERS, 1.0)})
+    joined = with_weightings(maps, {"uniform": "uniform", "mine": dict.fromkeys(LAYERS, 1.0)})
     np.testing.assert_array_equal(joined["gradient", "sum(mine)"], joined["gradient", "sum(uniform)"])
 
 

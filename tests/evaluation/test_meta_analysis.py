@@ -16,13 +16,12 @@ import gradlight as gl
 from gradlight.data.scenes.generator import HELD_OUT, TRAINING, draw
 from gradlight.errors import GradlightError
 from gradlight.evaluation import meta_analysis as module
-from gradlight.evaluation import meta_analysis as training
 from gradlight.evaluation.ledger import Ledger
-from gradlight.evaluation.meta_analysis import KeptTraining, at_epoch, kept_epochs, meta_analysis
+from gradlight.evaluation.meta_analysis import EpochTraining, classifier_at_epoch, meta_analysis, train_epochs
 from gradlight.evaluation.tables import Result
 from gradlight.models.scenes.classifier import Training, build, draw_many
 
-COURSE = KeptTraining(epochs=2, scenes=64, seed=3)
+TRAINING_RUN = EpochTraining(epochs=2, scenes=64, seed=3)
 METHODS = ["normgrad", "selective_normgrad"]
 LAYERS = ["layer3", "layer4"]
 IMAGES = 2
@@ -32,7 +31,7 @@ IMAGES = 2
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw in this process, and few scenes: the processes that draw are the training's own test's matter."""
     drawn = draw_many(TRAINING[:64])
-    monkeypatch.setattr(training, "draw_in_parallel", lambda seeds, workers, progress: drawn)
+    monkeypatch.setattr(module, "draw_in_parallel", lambda seeds, workers, progress: drawn)
     monkeypatch.setattr(module, "_PRECISION", 6)
 
 
@@ -40,59 +39,61 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         drawn = draw_many(TRAINING[:64])
-        patch.setattr(training, "draw_in_parallel", lambda seeds, workers, progress: drawn)
-        place = tmp_path_factory.mktemp("kept") / "course"
-        kept_epochs(place, COURSE)
-    return place
+        patch.setattr(module, "draw_in_parallel", lambda seeds, workers, progress: drawn)
+        other_folder = tmp_path_factory.mktemp("kept") / "epochs"
+        train_epochs(other_folder, TRAINING_RUN)
+    return other_folder
 
 
 def run(folder: Path, ledger: Ledger) -> Result:
-    return meta_analysis(folder, METHODS, LAYERS, ledger=ledger, course=COURSE, images=IMAGES, lr=0.01)
+    return meta_analysis(folder, METHODS, LAYERS, ledger=ledger, training=TRAINING_RUN, images=IMAGES, lr=0.01)
 
 
 def test_the_weights_before_and_after_every_epoch_are_kept(folder: Path) -> None:
-    weights = [load_file(COURSE.weights(folder, epoch)) for epoch in range(3)]
+    weights = [load_file(TRAINING_RUN.weights(folder, epoch)) for epoch in range(3)]
     torch.manual_seed(3)
     untrained = build().state_dict()
     assert all(torch.equal(untrained[name], weights[0][name]) for name in untrained)
     assert not torch.equal(weights[1]["fc.weight"], weights[0]["fc.weight"])
     assert not torch.equal(weights[2]["fc.weight"], weights[1]["fc.weight"])
-    assert torch.equal(at_epoch(folder, COURSE, 2).network.state_dict()["fc.weight"], weights[2]["fc.weight"])
+    assert torch.equal(
+        classifier_at_epoch(folder, TRAINING_RUN, 2).network.state_dict()["fc.weight"], weights[2]["fc.weight"]
+    )
 
 
 @pytest.mark.parametrize("stop", ["before epoch 0", "before epoch 2", "in epoch 2", "after the weights of epoch 1"])
 def test_a_stopped_training_goes_on_to_the_same_weights(
     folder: Path, tmp_path: Path, stop: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = tmp_path / "course"
+    other_folder = tmp_path / "epochs"
     with monkeypatch.context() as patch:
         _stopping(patch, stop)
         with pytest.raises(KeyboardInterrupt):
-            kept_epochs(place, COURSE)
+            train_epochs(other_folder, TRAINING_RUN)
     torch.manual_seed(99)
     before = torch.get_rng_state()
-    kept_epochs(place, COURSE)
+    train_epochs(other_folder, TRAINING_RUN)
     assert torch.equal(torch.get_rng_state(), before)
     for epoch in range(3):
-        one, two = (load_file(COURSE.weights(each, epoch)) for each in (folder, place))
+        one, two = (load_file(TRAINING_RUN.weights(each, epoch)) for each in (folder, other_folder))
         assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def _stopping(patch: pytest.MonkeyPatch, stop: str) -> None:
-    """Raise KeyboardInterrupt at a place of the training."""
-    keep, learn, replacing = training._keep, Training.epoch, training.replacing
+    """Raise KeyboardInterrupt at a point of the training."""
+    keep, learn, replacing = module._keep_epoch, Training.epoch, module.replacing
     passes = 0
 
     def interrupted(*arguments: Any) -> Any:
         raise KeyboardInterrupt
 
-    def kept(folder: Path, course: KeptTraining, epoch: int, made: Training) -> None:
+    def kept(folder: Path, run: EpochTraining, epoch: int, trainer: Training) -> None:
         if stop == f"before epoch {epoch}":
             raise KeyboardInterrupt
         if stop == f"after the weights of epoch {epoch}":
-            patch.setattr(training, "replacing", interrupted)
-        keep(folder, course, epoch, made)
-        patch.setattr(training, "replacing", replacing)
+            patch.setattr(module, "replacing", interrupted)
+        keep(folder, run, epoch, trainer)
+        patch.setattr(module, "replacing", replacing)
 
     def passed(self: Training, *arguments: Any) -> None:
         nonlocal passes
@@ -101,34 +102,34 @@ def _stopping(patch: pytest.MonkeyPatch, stop: str) -> None:
             raise KeyboardInterrupt
         learn(self, *arguments)
 
-    patch.setattr(training, "_keep", kept)
+    patch.setattr(module, "_keep_epoch", kept)
     patch.setattr(Training, "epoch", passed)
 
 
 def test_a_finished_training_is_not_begun_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Training, "__init__", None)
     before = (folder / "training.pt").stat().st_mtime_ns
-    kept_epochs(folder, COURSE)
+    train_epochs(folder, TRAINING_RUN)
     assert (folder / "training.pt").stat().st_mtime_ns == before
 
 
 def test_another_training_and_what_is_none_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(GradlightError, match="seed 3, not 4"):
-        kept_epochs(folder, KeptTraining(2, 64, 4))
+        train_epochs(folder, EpochTraining(2, 64, 4))
     (tmp_path / "training.pt").write_text("a note of mine")
     with pytest.raises(GradlightError, match="not the state of a training"):
-        kept_epochs(tmp_path, COURSE)
-    with pytest.raises(GradlightError, match="cannot be made"):
-        kept_epochs(tmp_path / "no" / "where", COURSE)
+        train_epochs(tmp_path, TRAINING_RUN)
+    with pytest.raises(GradlightError, match="cannot be created"):
+        train_epochs(tmp_path / "no" / "where", TRAINING_RUN)
     with pytest.raises(GradlightError, match="at least 1 epoch and 64 scenes"):
-        KeptTraining(epochs=1, scenes=63)
+        EpochTraining(epochs=1, scenes=63)
     with pytest.raises(GradlightError, match="give 1 to 64"):
-        meta_analysis(folder, course=COURSE, images=65, ledger=Ledger(None, {}))
+        meta_analysis(folder, training=TRAINING_RUN, images=65, ledger=Ledger(None, {}))
 
 
 def test_rho_is_what_comes_out_by_hand(folder: Path) -> None:
     figures = run(folder, Ledger(None, {})).figures
-    model, last = at_epoch(folder, COURSE, 1), at_epoch(folder, COURSE, 2)
+    model, last = classifier_at_epoch(folder, TRAINING_RUN, 1), classifier_at_epoch(folder, TRAINING_RUN, 2)
     for split, seeds in (("training", TRAINING), ("validation", HELD_OUT)):
         with_step, against = [], []
         for seed in seeds[:IMAGES]:

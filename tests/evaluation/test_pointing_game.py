@@ -21,8 +21,8 @@ from torch import Tensor, nn
 import gradlight as gl
 from gradlight.errors import GradlightError
 from gradlight.evaluation.ledger import Ledger
-from gradlight.evaluation.metrics import COMBINED, hits
-from gradlight.evaluation.pointing_game import Answer, class_indices, player, pointing_game, told
+from gradlight.evaluation.metrics import COMBINED, is_hit
+from gradlight.evaluation.pointing_game import PairHits, class_indices, pointing_game, pointing_measure, pointing_result
 from gradlight.evaluation.samples import Sample, Samples, Truth, open_samples
 from gradlight.evaluation.tables import Result
 from gradlight.evaluation.whole_photo import GridObjective, whole_photos
@@ -171,7 +171,7 @@ def test_every_player_plays_every_pair() -> None:
     for counts in result.figures["classes"].values():
         assert [sum(each) for each in counts.values()] == [1, 1]
     corner = photo_of(120, 80)[0].truths[0].mask
-    assert result.figures["classes"]["centre"]["cat"] == ([1, 0] if hits(corner, 40, 60) else [0, 1])
+    assert result.figures["classes"]["centre"]["cat"] == ([1, 0] if is_hit(corner, 40, 60) else [0, 1])
     assert result.pictures["pointing_game"]().axes
 
 
@@ -220,7 +220,7 @@ def test_killed_and_resumed_gives_the_same(tmp_path: Path) -> None:
 
 
 def test_other_experiments_can_play() -> None:
-    play = player(gl.classifier("scenes"), open_samples("scenes", 2), ledger=ledger(), name="weights")
+    play = pointing_measure(gl.classifier("scenes"), open_samples("scenes", 2), ledger=ledger(), name="weights")
     found = play(["normgrad"], ["layer3", "layer4"], lambda maps: maps.joined(maps.combine("uniform", "sum")))
     assert set(found) == {("normgrad", layer) for layer in ("layer3", "layer4", "sum(uniform)")}
     assert all(0 <= share <= 1 for share in found.values())
@@ -279,15 +279,15 @@ def test_other_networks_play_and_it_is_said(kind: str) -> None:
 
 
 def test_the_published_figures_stand_beside() -> None:
-    answers = [Answer("cat", True, {"grad_cam / layer4": True, "centre": False, "random": False})]
-    result: Result = told(answers, ["cat"], "timm/resnet50", [])
+    answers = [PairHits("cat", True, {"grad_cam / layer4": True, "centre": False, "random": False})]
+    result: Result = pointing_result(answers, ["cat"], "timm/resnet50", [])
     beside = result.tables[1]
     rows = {str(row[0]): dict(zip(beside.columns, row, strict=True)) for row in beside.rows}
     assert rows["grad_cam"]["best layer, all"] == 100
     assert rows["grad_cam"]["published VOC07 single, all"] == 90.3
     assert rows["grad_cam"]["published COCO difficult"] == 52.3
     assert rows["centre"]["published VOC07 all"] == 69.6
-    vgg = told(answers, ["cat"], "torchvision/vgg16", []).tables[1]
+    vgg = pointing_result(answers, ["cat"], "torchvision/vgg16", []).tables[1]
     assert dict(zip(vgg.columns, vgg.rows[0], strict=True))["published VOC07 single, all"] == 86.6
 
 
@@ -303,7 +303,7 @@ def test_classes_are_found_by_name() -> None:
 
 def test_what_cannot_be_played_is_said(shared: Path) -> None:
     samples, model = photo_of(120, 80), resnet(["cat", "dog"])
-    with pytest.raises(GradlightError, match="Nothing is known of the objects"):
+    with pytest.raises(GradlightError, match="The objects on these photos are unknown"):
         pointing_game(model, open_samples(str(shared / "photos")), METHODS, ledger=ledger())
     with pytest.raises(GradlightError, match="are not among the 1 of the network: dog"):
         pointing_game(resnet(["cat"]), samples, METHODS, ledger=ledger())

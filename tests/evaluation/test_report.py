@@ -15,7 +15,7 @@ from gradlight.evaluation.class_sensitivity import class_sensitivity
 from gradlight.evaluation.identity_trick import identity_trick
 from gradlight.evaluation.ledger import Ledger
 from gradlight.evaluation.pointing_game import pointing_game
-from gradlight.evaluation.report import Experiment, conclusions, paper
+from gradlight.evaluation.report import Experiment, conclusions, write_report
 from gradlight.evaluation.samples import open_samples
 from gradlight.evaluation.tables import Result, Table
 from gradlight.evaluation.weight_randomisation import weight_randomisation
@@ -50,8 +50,8 @@ def counting(name: str, work: list[str], stop: str = "") -> Experiment:
 
 def test_a_report_holds_every_table_figure_and_picture(tmp_path: Path) -> None:
     told: list[str] = []
-    results = paper(
-        [counting(name, []) for name in ("first_one", "other")], tmp_path / "report", about=ABOUT, tell=told.append
+    results = write_report(
+        [counting(name, []) for name in ("first_one", "other")], tmp_path / "report", settings=ABOUT, notify=told.append
     )
     assert [result.name for result in results] == ["first_one", "other"]
     assert told == ["1 of 2: first_one", "2 of 2: other"]
@@ -77,12 +77,12 @@ def test_a_stopped_report_goes_on_and_ends_as_one_that_was_not(tmp_path: Path) -
     work: list[str] = []
     names = ("first", "other")
     with pytest.raises(KeyboardInterrupt):
-        paper([counting(name, work, stop="other two") for name in names], tmp_path / "report", about=ABOUT)
+        write_report([counting(name, work, stop="other two") for name in names], tmp_path / "report", settings=ABOUT)
     assert "## First" in (tmp_path / "report" / "README.md").read_text()
     work.clear()
-    paper([counting(name, work) for name in names], tmp_path / "report", about=ABOUT)
+    write_report([counting(name, work) for name in names], tmp_path / "report", settings=ABOUT)
     assert work == ["other two", "other three"]
-    paper([counting(name, []) for name in names], tmp_path / "whole", about=ABOUT)
+    write_report([counting(name, []) for name in names], tmp_path / "whole", settings=ABOUT)
     files = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*") if path.is_file())
     assert len(files) == 2 + 2 + 4
     for path in files:
@@ -90,17 +90,17 @@ def test_a_stopped_report_goes_on_and_ends_as_one_that_was_not(tmp_path: Path) -
 
 
 def test_other_settings_and_other_peoples_folders_are_refused(tmp_path: Path) -> None:
-    paper([counting("first", [])], tmp_path / "report", about=ABOUT)
+    write_report([counting("first", [])], tmp_path / "report", settings=ABOUT)
     with pytest.raises(GradlightError, match="seed was 1, is 2"):
-        paper([counting("first", [])], tmp_path / "report", about={**ABOUT, "seed": 2})
+        write_report([counting("first", [])], tmp_path / "report", settings={**ABOUT, "seed": 2})
     (tmp_path / "README.md").write_text("mine")
-    with pytest.raises(GradlightError, match="would lose it"):
-        paper([counting("first", [])], tmp_path, about=ABOUT)
+    with pytest.raises(GradlightError, match="would be overwritten"):
+        write_report([counting("first", [])], tmp_path, settings=ABOUT)
     assert (tmp_path / "README.md").read_text() == "mine"
-    with pytest.raises(GradlightError, match="cannot be made"):
-        paper([counting("first", [])], tmp_path / "no" / "where", about=ABOUT)
+    with pytest.raises(GradlightError, match="cannot be created"):
+        write_report([counting("first", [])], tmp_path / "no" / "where", settings=ABOUT)
     with pytest.raises(GradlightError, match="each once; asked: first, first"):
-        paper([counting("first", []), counting("first", [])], tmp_path / "twice", about=ABOUT)
+        write_report([counting("first", []), counting("first", [])], tmp_path / "twice", settings=ABOUT)
 
 
 def test_the_experiments_own_figures_are_understood(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_the_experiments_own_figures_are_understood(tmp_path: Path) -> None:
             "weight_randomisation", lambda ledger: weight_randomisation(model, samples, methods, LAYERS, ledger=ledger)
         ),
     ]
-    found = conclusions(paper(experiments, tmp_path / "report", about={}))
+    found = conclusions(write_report(experiments, tmp_path / "report", settings={}))
     assert all(conclusion.holds is not None for conclusion in found)
     told = " ".join(conclusion.figures for conclusion in found)
     for part in ("grad_cam: first ", ": sum(", "lr 0.002", "first 0.", "maps at the end"):

@@ -20,12 +20,18 @@ import gradlight as gl
 from gradlight.data.scenes.generator import HELD_OUT, draw
 from gradlight.errors import GradlightError
 from gradlight.evaluation import weight_randomisation as module
+from gradlight.evaluation.fixed_targets import FixedTargetModel, copy_model
 from gradlight.evaluation.ledger import Ledger
 from gradlight.evaluation.metrics import focus
-from gradlight.evaluation.pinning import Pinned, twin
 from gradlight.evaluation.samples import open_samples
 from gradlight.evaluation.tables import Result
-from gradlight.evaluation.weight_randomisation import Glimpse, randomise, strip, weight_randomisation, weighted_modules
+from gradlight.evaluation.weight_randomisation import (
+    StepMaps,
+    draw_strip,
+    randomise,
+    weight_randomisation,
+    weighted_modules,
+)
 from gradlight.models.classifiers import Classifier
 
 METHODS = ["linear_approx", "normgrad"]
@@ -142,7 +148,7 @@ def test_the_strip_shows_each_method_where_its_map_says_something() -> None:
     maps = gl.explain(
         gl.classifier("scenes"), f"scenes:{HELD_OUT[0]}", methods=methods, layers=["input", "layer3", "layer4"]
     )
-    drawing = strip([Glimpse("trained", {"plain": maps})])
+    drawing = draw_strip([StepMaps("trained", {"plain": maps})])
     titles = [panel.get_title() for panel in drawing.axes[::2]]
     assert titles == ["gradient\nlayer3", "gradient_sum\nlayer3", "linear_approx\nlayer4", "occlusion\ninput"]
     assert {panel.get_title() for panel in drawing.axes[1::2]} == {"trained"}
@@ -161,11 +167,11 @@ def test_modules_are_found_in_the_order_in_which_they_run() -> None:
     model = tiny()
     maps = gl.explain(model, open_samples("scenes", 1)[0].image, layers="second")
     pixels = model.pixels([open_samples("scenes", 1)[0].image])
-    found = weighted_modules(Pinned(model).objective(maps.targets), pixels, maps.targets)
+    found = weighted_modules(FixedTargetModel(model).objective(maps.targets), pixels, maps.targets)
     assert found == ["first", "norm", "second", "head", ""]
     attending = gl.classifier(_Attending(network), preprocess=pixels_of)
     maps = gl.explain(attending, pixels, layers="input")
-    found = weighted_modules(Pinned(attending).objective(maps.targets), pixels, maps.targets)
+    found = weighted_modules(FixedTargetModel(attending).objective(maps.targets), pixels, maps.targets)
     assert found == ["parts.1", "parts.2.out_proj", "parts.2"]
 
 
@@ -211,17 +217,17 @@ def test_a_pinned_captioner_is_asked_for_the_very_caption_of_another() -> None:
     model = gl.captioner("scenes")
     images = [sample.image for sample in open_samples("scenes", 2)]
     first = gl.explain(model, images, layers="layer4")
-    changed = twin(model)
+    changed = copy_model(model)
     randomise(changed.network.get_submodule("decoder.logit"), "decoder.logit", 0)
     assert changed.caption(images[0])[0].text != model.caption(images[0])[0].text
-    again = gl.explain(Pinned(changed), images, first.targets, layers="layer4")
+    again = gl.explain(FixedTargetModel(changed), images, first.targets, layers="layer4")
     assert [row[0].tokens for row in again.targets] == [row[0].tokens for row in first.targets]
-    same = gl.explain(Pinned(model), images, first.targets, layers="layer4")
+    same = gl.explain(FixedTargetModel(model), images, first.targets, layers="layer4")
     key = ("selective_normgrad", "layer4")
     assert torch.equal(same[key], first[key])
     assert again.targets[0][0].score < first.targets[0][0].score
     with pytest.raises(GradlightError, match="2 rows of targets for 1 images"):
-        gl.explain(Pinned(model), images[:1], first.targets, layers="layer4")
+        gl.explain(FixedTargetModel(model), images[:1], first.targets, layers="layer4")
 
 
 def test_focus_is_one_by_chance() -> None:

@@ -82,9 +82,9 @@ def run(
     targets: list[tuple[int | str, ...]] | None = None,
     engine: Engine | None = None,
     heard: Heard | None = None,
-    images_a_shard: int = 8,
+    images_per_shard: int = 8,
     readers: int = 0,
-    **manner: bool,
+    **options: bool,
 ) -> Outcome:
     """Export photos with the small classifier, in shards of 8."""
     asked = targets or [None] * len(paths)
@@ -94,7 +94,7 @@ def run(
         lambda _: source,
         output,
         how or settings(),
-        ExportOptions(images_a_shard=images_a_shard, readers=readers, **manner),
+        ExportOptions(images_per_shard=images_per_shard, readers=readers, **options),
         engine=engine,
         reporter=heard,
     )

@@ -31,7 +31,7 @@ def _export(paths: list[str], output: Path, limit: int | None = None) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     status = 0
     try:
-        run(paths, output, settings(batch_size=8), resume=True, images_a_shard=24)
+        run(paths, output, settings(batch_size=8), resume=True, images_per_shard=24)
     except UnfinishedError:
         status = 1
     except gl.GradlightError:

@@ -80,7 +80,7 @@ def _an_actor() -> int:
 def test_two_workers_one_of_them_killed_make_the_same_file(paths: list[str], whole: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason='Ray is not installed: pip install "gradlight[ray]"')
     heard = Killing()
-    outcome = run(paths, tmp_path / "maps.h5", engine=Ray(2), heard=heard, images_a_shard=4)
+    outcome = run(paths, tmp_path / "maps.h5", engine=Ray(2), heard=heard, images_per_shard=4)
     assert (outcome.images, outcome.failures) == (IMAGES, 0)
     assert len(heard.killed) == 1
     assert sum(batch.images for batch in heard.batches) >= IMAGES
@@ -100,8 +100,8 @@ def test_a_stopped_cluster_goes_on_anywhere(paths: list[str], whole: Path, tmp_p
 
     output = tmp_path / "maps.h5"
     with pytest.raises(UnfinishedError, match="Go on with the same command and --resume"):
-        run(paths, output, engine=Ray(1), heard=Stopping(), images_a_shard=4)
-    run(paths, output, resume=True, images_a_shard=4)
+        run(paths, output, engine=Ray(1), heard=Stopping(), images_per_shard=4)
+    run(paths, output, resume=True, images_per_shard=4)
     assert_same(output, whole)
 
 

@@ -21,7 +21,7 @@ from gradlight.data.hdf5.verify import verify
 from gradlight.errors import GradlightError
 from gradlight.export import explaining
 from gradlight.export.lists import ImageList, Item
-from gradlight.export.local import Processes
+from gradlight.export.local import WorkerProcesses
 from gradlight.export.plan import Plan
 from gradlight.export.progress import BatchReport
 from gradlight.export.run import ExportOptions, UnfinishedError, export
@@ -86,7 +86,7 @@ def test_reading_ahead_and_several_processes_change_nothing(paths: list[str], wh
 @pytest.mark.slow
 def test_several_processes_make_the_same_file(paths: list[str], whole: Path, tmp_path: Path) -> None:
     heard = Heard()
-    run(paths, tmp_path / "maps.h5", engine=Processes(2), heard=heard)
+    run(paths, tmp_path / "maps.h5", engine=WorkerProcesses(2), heard=heard)
     assert sum(batch.images for batch in heard.batches) == 21
     assert_same(tmp_path / "maps.h5", whole)
 
@@ -251,9 +251,9 @@ def test_a_damaged_shard_is_made_anew(paths: list[str], whole: Path, tmp_path: P
 
 def test_two_exports_to_one_output(paths: list[str], tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from gradlight.export.folder import held\n"
+        "import sys, time; from pathlib import Path; from gradlight.export.folder import locked\n"
         "folder = Path(sys.argv[1]); folder.mkdir()\n"
-        "with held(folder):\n    print('held', flush=True); time.sleep(60)"
+        "with locked(folder):\n    print('held', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "maps.shards")], stdout=subprocess.PIPE)
     try:
@@ -270,18 +270,18 @@ def test_two_exports_to_one_output(paths: list[str], tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_process_that_dies_is_replaced(paths: list[str], whole: Path, tmp_path: Path) -> None:
-    class Killing(Processes):
+    class Killing(WorkerProcesses):
         killed = False
 
-        def _listen(self, hand: object, task: object, reporter: object) -> None:
-            super()._listen(hand, task, reporter)  # type: ignore[arg-type]
-            if not self.killed and hand.shard is not None:  # type: ignore[attr-defined]
+        def _receive(self, worker: object, task: object, reporter: object) -> None:
+            super()._receive(worker, task, reporter)  # type: ignore[arg-type]
+            if not self.killed and worker.shard is not None:  # type: ignore[attr-defined]
                 self.killed = True
-                hand.process.kill()  # type: ignore[attr-defined]
+                worker.process.kill()  # type: ignore[attr-defined]
 
     heard = Heard()
     run(paths, tmp_path / "maps.h5", engine=Killing(1), heard=heard)
-    assert heard.notes == ["a process of the export ended unexpectedly; its shard begins anew."]
+    assert heard.notes == ["a process of the export ended unexpectedly; its shard begins again."]
     assert_same(tmp_path / "maps.h5", whole)
 
 
@@ -291,7 +291,7 @@ def test_places_that_cannot_be_written(paths: list[str], tmp_path: Path) -> None
     with pytest.raises(GradlightError, match="does not exist"):
         run(paths, tmp_path / "nowhere" / "maps.h5")
     (tmp_path / "maps.shards").write_text("in the way")
-    with pytest.raises(GradlightError, match="the folder of the shards cannot be made"):
+    with pytest.raises(GradlightError, match="the folder of the shards cannot be created"):
         run(paths, tmp_path / "maps.h5")
 
 
@@ -302,7 +302,7 @@ def test_settings_are_checked_before_any_work() -> None:
         settings(combine=("mean", "linear"))
     with pytest.raises(GradlightError, match="batch_size must be at least 1"):
         settings(batch_size=0)
-    with pytest.raises(GradlightError, match="brought to a size"):
+    with pytest.raises(GradlightError, match="size of maps must be"):
         settings(size=(0, 5))
 
 

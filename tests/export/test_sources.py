@@ -17,8 +17,9 @@ from PIL import Image
 from gradlight.data import images
 from gradlight.data.scenes.generator import CLASSES, HELD_OUT, SEEDS
 from gradlight.errors import GradlightError
-from gradlight.export.datasets import match
-from gradlight.export.sources import KINDS, ImageList, Item, find_items
+from gradlight.export.datasets import match_classes
+from gradlight.export.lists import ImageList, Item
+from gradlight.export.sources import KINDS, find_items
 
 LABELS = ["tabby, tabby cat", "dog", "dining table, board", "Airplane", "person", "tv", "crane", "crane"]
 
@@ -177,7 +178,7 @@ def test_a_folder_whose_sub_folders_are_not_all_classes_is_plain_and_says_so(tmp
     photos(tmp_path, "a.png")
     assert find_items(str(tmp_path), labels=LABELS).notes == []
     assert (
-        "it lies in no sub-folder of a class"
+        "it is in no sub-folder of a class"
         in find_items(str(tmp_path), labels=LABELS, kind="imagefolder").failures[0][1]
     )
 
@@ -201,25 +202,25 @@ def test_classes_are_matched_by_name_and_never_by_resemblance() -> None:
         "aeroplane": 3, "airplane": 3, "tvmonitor": 5, "tabby, tabby cat": 0,
     }  # fmt: skip
     for name, index in cases.items():
-        assert match([name], LABELS).indices == {name: index}
+        assert match_classes([name], LABELS).indices == {name: index}
     for name in ("cat", "do", "tab", "table", "air", "", " ", "top", "1"):
-        assert match([name], LABELS).indices == {}
-    found = match(["person", "crane", "cow"], LABELS)
+        assert match_classes([name], LABELS).indices == {}
+    found = match_classes(["person", "crane", "cow"], LABELS)
     assert found.indices == {"person": 4}
     note = "The model does not have 2 of the 3 classes: 'crane' (could be 6 (crane) or 7 (crane)), 'cow'."
     assert found.note == note
-    assert match(["dog"], LABELS).note == ""
+    assert match_classes(["dog"], LABELS).note == ""
 
 
 def test_an_exact_label_comes_before_one_in_another_case_and_own_names_before_others() -> None:
-    assert match(["Dog"], ["dog", "Dog"]).indices == {"Dog": 1}
-    assert match(["tv"], ["tvmonitor", "tv, telly"]).indices == {"tv": 1}
-    assert match(["tiger"], ["tiger, cat", "Tiger"]).indices == {"tiger": 1}
+    assert match_classes(["Dog"], ["dog", "Dog"]).indices == {"Dog": 1}
+    assert match_classes(["tv"], ["tvmonitor", "tv, telly"]).indices == {"tv": 1}
+    assert match_classes(["tiger"], ["tiger, cat", "Tiger"]).indices == {"tiger": 1}
 
 
 @given(st.lists(st.text(min_size=1), unique=True))
 def test_every_label_is_its_own_class(labels: list[str]) -> None:
-    found = match(labels, labels)
+    found = match_classes(labels, labels)
     assert found.indices == {label: index for index, label in enumerate(labels)}
     assert found.note == ""
 
@@ -288,7 +289,7 @@ def test_a_target_that_the_model_does_not_have_is_told_of_its_image(tmp_path: Pa
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("a.txt", "", "this list is empty. One path a line"),
+        ("a.txt", "", "this list is empty. One path per line"),
         ("a.txt", "# nothing\n\n", "this list is empty"),
         ("a.txt", "a.png\n".encode("utf-16"), "UTF-16: save it as UTF-8"),
         ("a.txt", b"\xff\xd8\xff\0\1", "not text. A list is expected"),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from gradlight.evaluation.tables import markdown
-from gradlight.evaluation.word_pointing import Hits, told
+from gradlight.evaluation.word_pointing import WordHits, word_pointing_result
 
 
 def test_hits_are_told_as_shares() -> None:
-    result = told({("normgrad", "layer1"): Hits(8, 2, 4), ("baseline", "centre"): Hits(8, 0, 1)}, 3)
+    result = word_pointing_result(
+        {("normgrad", "layer1"): WordHits(8, 2, 4), ("baseline", "centre"): WordHits(8, 0, 1)}, 3
+    )
     assert result.name == "word_pointing"
     assert result.figures == {
         "words": 8,

@@ -1,4 +1,4 @@
-"""A model whose targets are fixed: what was asked of one network is asked, unchanged, of another."""
+"""Fixed targets: explain the targets that one network chose with another network, for example after randomisation."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from ..models.base import Explainable, ImageLike, Photo
 from ..models.layers.discovery import Discovery
 from ..models.objective import Objective, Target, Targets
 
-__all__ = ["Pinned", "twin"]
+__all__ = ["FixedTargetModel", "copy_model"]
 
 
-class Pinned(Explainable):
-    """A model as it is, but for its objective: the target of image i is row i of the Targets that are given.
+class FixedTargetModel(Explainable):
+    """A model whose objective takes resolved targets: image i has row i of the given Targets.
 
-    So a caption that one network said can be asked of another, to the last token.
+    So a caption that one network generated is explained with another network, down to the last token.
+
+    Args:
+        model: The model; it is not copied.
     """
 
     def __init__(self, model: Explainable) -> None:
@@ -29,7 +32,7 @@ class Pinned(Explainable):
 
     @property
     def trunk(self) -> nn.Module:
-        """The part of the network whose layers lie over the image."""
+        """The part of the network whose layers have spatial outputs."""
         return self.model.trunk
 
     @property
@@ -43,12 +46,12 @@ class Pinned(Explainable):
         return self.model.size
 
     def read(self, images: Sequence[ImageLike] | Tensor) -> tuple[Tensor, list[Photo]]:
-        """Bring images to pixels, as the model does."""
+        """Preprocess images as the model does."""
         return self.model.read(images)
 
     def objective(self, target: Targets) -> Objective:
-        """Make the objective of fixed targets: a row of Target for each image."""
-        return _PinnedObjective(self.model.objective(None), target)
+        """Make the objective of fixed targets, a row of Target for each image."""
+        return _FixedTargetObjective(self.model.objective(None), target)
 
     def describe(self) -> dict[str, Any]:
         """Describe the model in JSON types."""
@@ -58,8 +61,8 @@ class Pinned(Explainable):
         return self.model._discovery(size)
 
 
-class _PinnedObjective(Objective):
-    """Another objective's scores and losses, of targets that are given."""
+class _FixedTargetObjective(Objective):
+    """The scores and losses of another objective, for fixed targets."""
 
     def __init__(self, inner: Objective, targets: Targets) -> None:
         super().__init__(inner.network)
@@ -90,23 +93,35 @@ class _PinnedObjective(Objective):
             raise GradlightError(
                 f"There are {len(self.targets)} rows of targets for {total} images; give one for each."
             )
-        return _PinnedObjective(self.inner, self.targets[start:stop])
+        return _FixedTargetObjective(self.inner, self.targets[start:stop])
 
     def describe(self) -> dict[str, Any]:
         return {**self.inner.describe(), "pinned": [[target.label for target in row] for row in self.targets]}
 
 
-def twin(model: Explainable) -> Explainable:
-    """Copy a model with its network, so that what is done to the copy's weights leaves the model alone.
+def copy_model(model: Explainable) -> Explainable:
+    """Copy a model with its network, so that changes of the copy's weights do not change the model.
 
-    Raises GradlightError for a network that cannot be copied.
+    Args:
+        model: The model.
+
+    Returns:
+        The copy.
+
+    Raises:
+        GradlightError: The network cannot be copied.
+
+    Example:
+        >>> model = gl.classifier("scenes")
+        >>> copy_model(model).network is model.network
+        False
     """
-    made = copy.copy(model)
+    copied = copy.copy(model)
     try:
-        made.network = copy.deepcopy(model.network)
+        copied.network = copy.deepcopy(model.network)
     except (RuntimeError, TypeError) as error:
         raise GradlightError(
             f"The network of {model.name!r} cannot be copied ({error}), and an experiment that changes weights works on"
             " a copy. Give a network that copy.deepcopy takes."
         ) from error
-    return made
+    return copied
