@@ -207,6 +207,8 @@ def _draw_colour_bar(panel: Axes, scale: _Scale, ink: str) -> None:
     ends = ["flat" if scale.flat else _format_value(scale.low), _format_value(scale.high)]
     bar.set_ticks([norm.vmin, norm.vmax], labels=ends)
     bar.ax.tick_params(labelsize=7, length=0, colors=ink)
+    bar.outline.set_edgecolor(ink)  # type: ignore[operator]
+    bar.outline.set_linewidth(0.5)  # type: ignore[operator]
 
 
 def _format_value(value: float) -> str:

@@ -21,6 +21,7 @@ from gradlight.errors import GradlightError
 from gradlight.models.objective import Target
 from gradlight.widgets.live_source import LiveSource, live_source
 from gradlight.widgets.map_sources import bracketed, choices_of, class_keys, select_target, sentence_of
+from gradlight.widgets.options import DISPLAY_OPTIONS, OPTIONS
 from gradlight.widgets.payload import MapKey, pack
 from gradlight.widgets.view import view
 from gradlight.widgets.viewer import Viewer
@@ -238,6 +239,75 @@ def test_a_notebook_keeps_a_picture(classifier: Any, captioner: Any, photo: Path
     seen.add(view(captioner, photo, layers="stages").picture())
     assert len(seen) == 5
     assert all(picture.startswith(b"\x89PNG") for picture in seen)
+
+
+@pytest.fixture(scope="module")
+def drawn(classifier: Any, photo: Path) -> Viewer:
+    return view(classifier, photo, layers=["layer3", "layer4"], methods=["normgrad", "linear_approx"])
+
+
+@pytest.mark.parametrize("method", ["normgrad", "linear_approx"])
+@pytest.mark.parametrize("name", [name for name in DISPLAY_OPTIONS if OPTIONS[name].values])
+def test_the_picture_differs_with_every_display_option(drawn: Viewer, name: str, method: str) -> None:
+    option = OPTIONS[name]
+    pictures = set()
+    drawn.method = method
+    for value in option.values:
+        setattr(drawn, name, value)
+        pictures.add(drawn.picture())
+    setattr(drawn, name, option.default)
+    # "auto" is one of the other values.
+    assert len(pictures) == len(option.values) - ("auto" in option.values)
+
+
+def test_the_picture_differs_with_opacity_weights_and_comparisons(drawn: Viewer) -> None:
+    pictures = [drawn.picture()]
+    for changes in (
+        {"opacity": 0.3},
+        {"combine": "sum"},
+        {"weights": {"layer3": 0.0}},
+        {"weights": {}, "weighting": "uniform"},
+        {"compare": "layer", "others": ["layer3"]},
+        {"compare": "method", "others": ["linear_approx"]},
+    ):
+        drawn.change(**changes)
+        pictures.append(drawn.picture())
+    drawn.change(**{name: OPTIONS[name].default for name in ("opacity", "combine", "weighting", "compare", "others")})
+    assert len(set(pictures)) == len(pictures)
+    assert drawn.picture() == pictures[0]
+
+
+def test_a_picture_of_flat_maps_and_of_no_maps(classifier: Any, photo: Path) -> None:
+    maps = gl.explain(classifier, photo, layers=["layer3", "layer4"])
+    maps.rows("selective_normgrad", "layer4")[:] = 3.0
+    maps.rows("selective_normgrad", "layer3")[0, 0] = float("nan")
+    viewer = view(maps)
+    for layer in ("layer3", "layer4"):
+        for display in OPTIONS["display"].values:
+            viewer.change(layer=layer, display=display, normalisation="symmetric")
+            assert viewer.picture().startswith(b"\x89PNG")
+    viewer.change(combine="product", weights={"layer3": 0.0, "layer4": 0.0})
+    assert viewer.picture().startswith(b"\x89PNG")
+
+
+def test_traits_docstrings_and_page_derive_from_one_table(drawn: Viewer) -> None:
+    own = {name for name in Viewer.class_own_traits(sync=True) if not name.startswith("_")}
+    assert own - {"about", "scene", "work", "found", "listing"} == set(OPTIONS)
+    for name, option in OPTIONS.items():
+        trait = Viewer.class_own_traits()[name]
+        assert trait.help == option.help
+        assert trait.default() == option.default
+        if option.values:
+            assert trait.values == list(option.values)
+            assert drawn.about["options"][name] == [list(pair) for pair in option.values.items()]
+        assert drawn.about["controls"][name]["label"] == option.label
+        for documented in (view, Viewer):
+            assert documented.__doc__ is not None
+            assert all(line in documented.__doc__ for line in option.format_help().splitlines())
+    with pytest.raises(traitlets.TraitError):
+        drawn.display = "side"
+    with pytest.raises(traitlets.TraitError):
+        drawn.opacity = 1.5
 
 
 def test_the_words_of_finished_maps() -> None:
