@@ -72,7 +72,7 @@ class Controller:
 
         Args:
             image: Number of the image.
-            target: Key of the target; "" keeps the target on show where the image has it, else takes the first.
+            target: Key of the target; "" keeps the displayed target where the image has it, else takes the first.
         """
         keys = [choice.key for choice in self.source.choices(image)]
         target = target or (self.viewer.target if self.viewer.target in keys else next(iter(keys), ""))
@@ -187,11 +187,11 @@ class Controller:
         """Give the maps of a key; raises GradlightError while they are being computed."""
         maps = self._cache.get(key)
         if maps is None:
-            raise GradlightError("The maps on show are still being computed; viewer.wait() waits for them.")
+            raise GradlightError("The displayed maps are still being computed; viewer.wait() waits for them.")
         return maps
 
     def resolve_target(self, text: str) -> str:
-        """Find the key of a target of the image on show."""
+        """Find the key of a target of the displayed image."""
         return self.source.resolve_target(self.viewer.image, text) if text else ""
 
     def add_method(self, method: str) -> str:
@@ -213,7 +213,7 @@ class Controller:
     # Pictures and files
 
     def draw_picture(self) -> bytes:
-        """Draw the panes on show as a PNG."""
+        """Draw the displayed panes as a PNG."""
         viewer = self.viewer
         panes: list[PaneMaps] = []
         for pane in viewer.panes():
@@ -228,10 +228,10 @@ class Controller:
         weights = layer_weights(self.viewer.weighting, layers)
         # Relative to the deepest layer, as the bars on the page.
         relative = {layer: weight / weights[-1] for layer, weight in zip(layers, weights, strict=True)}
-        return relative | self.viewer.weights
+        return {**relative, **self.viewer.weights}
 
     def pack_image(self) -> tuple[bytes, set[str], list[str]]:
-        """Pack the cached maps of the image on show; with their targets and methods."""
+        """Pack the cached maps of the displayed image; with their targets and methods."""
         cached = self._cache.of_image(self.viewer.image)
         methods = [name for name in self.source.methods if any(name in maps.methods for maps in cached.values())]
         return pack(cached, next(self._serials)), {key.target for key in cached}, methods
@@ -254,7 +254,7 @@ class Controller:
         return self._worker.wait(timeout)
 
     def cancel(self) -> None:
-        """Cancel the computation, and show again what was on show before."""
+        """Cancel the computation, and restore what was displayed before."""
         self._worker.cancel()
         if self._pending is not None:
             self._restore({"state": "done", "text": "Cancelled."})

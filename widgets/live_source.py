@@ -75,7 +75,7 @@ class LiveSource(MapSource):
         return self._photo
 
     def choices(self, image: int) -> list[Choice]:
-        """List the targets on offer: the model's own predictions, and all targets that have been explained."""
+        """List the selectable targets: the model's own predictions, and all targets that have been explained."""
         return list(self._choices.values())
 
     def map_sizes(self) -> list[tuple[int, int]]:
@@ -144,7 +144,7 @@ class LiveSource(MapSource):
 
 
 class ClassifierSource(LiveSource):
-    """A classifier and one image: its most probable classes are on offer, and all others can be searched."""
+    """A classifier and one image: its most probable classes can be selected, and all others can be searched."""
 
     model: Classifier
     search = "classes"

@@ -1,4 +1,4 @@
-"""Where a viewer's maps come from: the interface of a map source, finished maps as one, and the targets on offer."""
+"""Where a viewer's maps come from: the interface of a map source, finished maps as one, and the selectable targets."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ __all__ = [
 
 
 class MapSource(ABC):
-    """Images, the targets on offer for each, and the maps that explain them.
+    """Images, the selectable targets for each, and the maps that explain them.
 
     Attributes:
         title: Heading of the page.
         live: Whether maps can be computed.
         search: What can be searched for or typed in: "classes", "captions", or "" for neither.
         prompt: The text in the empty search field.
-        methods: Names of the methods on offer.
+        methods: Names of the methods that can be chosen.
         layers: Names of the layers, from shallow to deep.
     """
 
@@ -60,7 +60,7 @@ class MapSource(ABC):
 
     @abstractmethod
     def choices(self, image: int) -> list[Choice]:
-        """List the targets on offer for an image."""
+        """List the selectable targets for an image."""
 
     @abstractmethod
     def sentence(self, image: int, target: str) -> list[str]:
@@ -134,13 +134,13 @@ class MapSource(ABC):
 
 
 class FinishedMaps(MapSource):
-    """Finished maps: nothing is computed, and of a file only the maps on show are read.
+    """Finished maps: nothing is computed, and of a file only the displayed maps are read.
 
     Args:
         maps: The maps, in memory or in a file.
         title: Heading of the page.
-        methods: Names of the methods on show; None or "all" for all.
-        layers: Names of the layers on show; None or "all" for all.
+        methods: Names of the methods to display; None or "all" for all.
+        layers: Names of the layers to display; None or "all" for all.
 
     Raises:
         GradlightError: There are no maps, or none by one of the methods or at one of the layers.
@@ -256,12 +256,12 @@ def _map_size(pixels: tuple[int, int], layer: MapLayer) -> tuple[int, int]:
     return round(pixels[0] / layer.stride[0]), round(pixels[1] / layer.stride[1])
 
 
-# --- Targets on offer: classes, or a caption and its words
+# --- Selectable targets: classes, or a caption and its words
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A target on offer.
+    """A selectable target.
 
     Args:
         key: Unique among the targets of the image.

@@ -51,7 +51,7 @@ class ViewerOption:
     label: str
     help: str
     values: Mapping[str, str] = field(default_factory=dict)
-    bounds: Mapping[str, float] = field(default_factory=dict)
+    bounds: Mapping[str, Any] = field(default_factory=dict)
     selects: bool = False
     draws: bool = False
 
@@ -86,7 +86,7 @@ def _same(*names: str) -> dict[str, str]:
 
 
 def _table() -> Iterator[ViewerOption]:
-    yield ViewerOption("image", 0, "Image", "Number of the image on show, from 0.", selects=True)
+    yield ViewerOption("image", 0, "Image", "Number of the displayed image, from 0.", selects=True)
     yield ViewerOption(
         "target",
         "",
@@ -94,8 +94,8 @@ def _table() -> Iterator[ViewerOption]:
         "What the maps explain: a class label, or a caption in which brackets mark words.",
         selects=True,
     )
-    yield ViewerOption("method", "", "Method", "Name of the method whose maps are on show.", selects=True)
-    yield ViewerOption("layer", "", "Layer", "Name of the layer whose map is on show.")
+    yield ViewerOption("method", "", "Method", "Name of the method whose maps are displayed.", selects=True)
+    yield ViewerOption("layer", "", "Layer", "Name of the layer whose map is displayed.")
     yield ViewerOption(
         "meta",
         "off",

@@ -177,7 +177,7 @@ def offline_state(
 
     Args:
         state: Values of the viewer's traits.
-        maps: All maps of the image on show, packed.
+        maps: All maps of the displayed image, packed.
         targets: Keys of their targets.
         methods: Names of their methods.
 

@@ -63,7 +63,7 @@ class Pane(NamedTuple):
         """Give the key of the maps that this pane shows.
 
         Args:
-            image: Number of the image on show.
+            image: Number of the displayed image.
             lr: Learning rate of the inner step, where the pane has one.
 
         Returns:

@@ -201,14 +201,13 @@ def _draw_contours(panel: Axes, field: tuple[Values, Values, Values], scale: _Sc
 
 def _draw_colour_bar(panel: Axes, scale: _Scale, ink: str) -> None:
     """Draw the colours under a pane, with the values at their two ends."""
-    norm = Normalize(0, 1) if scale.flat else Normalize(scale.low, scale.high)
-    mappable = ScalarMappable(norm, scale.colours)
+    ends = (0.0, 1.0) if scale.flat else (scale.low, scale.high)
+    mappable = ScalarMappable(Normalize(*ends), scale.colours)
     bar = panel.figure.colorbar(mappable, ax=panel, orientation="horizontal", shrink=0.8, aspect=40, pad=0.02)
-    ends = ["flat" if scale.flat else _format_value(scale.low), _format_value(scale.high)]
-    bar.set_ticks([norm.vmin, norm.vmax], labels=ends)
+    bar.set_ticks(ends, labels=["flat" if scale.flat else _format_value(scale.low), _format_value(scale.high)])
     bar.ax.tick_params(labelsize=7, length=0, colors=ink)
-    bar.outline.set_edgecolor(ink)  # type: ignore[operator]
-    bar.outline.set_linewidth(0.5)  # type: ignore[operator]
+    bar.outline.set_edgecolor(ink)
+    bar.outline.set_linewidth(0.5)
 
 
 def _format_value(value: float) -> str:

@@ -45,8 +45,8 @@ def view(
             the number or path of the image to open; None opens the first.
         target: With a model, one target or several, as for `explain`. With finished maps, the name of a target.
         methods: With a model, the methods that are computed at once; None for five of them, and all others can be
-            chosen in the viewer. With finished maps, the methods on show; None for all.
-        layers: The layers on show, as for `explain`.
+            chosen in the viewer. With finished maps, the methods to display; None for all.
+        layers: The layers to display, as for `explain`.
         meta: The inner step with which the viewer opens.
         **options: Options of the viewer, as display="contours" (see Options); image, target, meta and lr are set by
             the parameters above.

@@ -76,7 +76,7 @@ class Viewer(anywidget.AnyWidget):
 
     # Set by Python alone.
     about = traitlets.Dict(help="the source: title, layers, controls and their allowed values").tag(sync=True)
-    scene = traitlets.Dict(help="the image on show: name, size, targets").tag(sync=True)
+    scene = traitlets.Dict(help="the displayed image: name, size, targets").tag(sync=True)
     work = traitlets.Dict(help="the computation: its state, progress and error").tag(sync=True)
     found = traitlets.Dict(help="the hits of a search for classes").tag(sync=True)
     listing = traitlets.Dict(help="rows of the list of images").tag(sync=True)
@@ -125,7 +125,7 @@ class Viewer(anywidget.AnyWidget):
 
     @property
     def maps(self) -> SaliencyMaps:
-        """The maps of the image and target on show, by all methods that have been computed: raw, as `explain`'s.
+        """The maps of the displayed image and target, by all methods that have been computed: raw, as `explain`'s.
 
         Raises:
             GradlightError: They are still being computed.
@@ -133,7 +133,7 @@ class Viewer(anywidget.AnyWidget):
         return self._controller.maps(self.panes()[0].map_key(self.image, self.lr))
 
     def panes(self) -> list[Pane]:
-        """List the panes on show.
+        """List the displayed panes.
 
         Returns:
             Target, method, layer, inner step and combination of each pane.
@@ -142,7 +142,7 @@ class Viewer(anywidget.AnyWidget):
         return panes_of(first, self.compare, self.others)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until all maps on show are computed.
+        """Wait until all displayed maps are computed.
 
         Args:
             timeout: Seconds to wait at most; None waits without a limit.
@@ -153,11 +153,11 @@ class Viewer(anywidget.AnyWidget):
         return self._controller.wait(timeout)
 
     def cancel(self) -> None:
-        """Cancel the computation, and show again what was on show before."""
+        """Cancel the computation, and restore what was displayed before."""
         self._controller.cancel()
 
     def picture(self) -> bytes:
-        """Draw the panes on show, with their colours, display, range and theme.
+        """Draw the displayed panes, with their colours, display, range and theme.
 
         Returns:
             A PNG, which saved notebooks keep.
@@ -168,7 +168,7 @@ class Viewer(anywidget.AnyWidget):
         """Write the viewer as a page that needs neither Python nor a network.
 
         Args:
-            path: The file; it holds all maps of the image on show that have been computed.
+            path: The file; it holds all maps of the displayed image that have been computed.
 
         Raises:
             GradlightError: The file cannot be written.

@@ -19,7 +19,7 @@ export function panesOf({ target, method, layer, meta, combine, compare, others 
   return [first, ...rest];
 }
 
-// The value of a further pane: the next choice after the last one on show that no pane shows yet, or null.
+// The value of a further pane: the next choice after the last displayed one that no pane shows yet, or null.
 export function nextChoice(choices, present) {
   const start = choices.indexOf(present.at(-1)) + 1;
   const rotated = [...choices.slice(start), ...choices.slice(0, start)];
