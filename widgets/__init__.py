@@ -1,1 +1,1 @@
-"""The viewer: maps and photos to look at, in a notebook or as a page of their own."""
+"""The viewer of saliency maps: a Jupyter widget, and the same program as an HTML page of its own."""

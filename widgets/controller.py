@@ -1,15 +1,19 @@
-"""The viewer's errands: maps for what is on show, the next image, searches, files.
+"""The controller of a viewer: it answers the page's requests with maps, images, search hits and files.
 
-The maps that a viewer has at hand, so that nothing is computed or read twice.
+One request, from the page to pixels:
 
-The list of images of finished maps: names, and thumbnails of those in sight.
+    viewer.target = "star"           a trait changes, on the page or in Python
+    Controller.update                are its maps in the cache? then send them
+    Worker.submit(_compute)          else compute them in the background; a newer request cancels this one
+    MapCache.put, send_maps          the page draws them
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,140 +21,78 @@ from typing import TYPE_CHECKING, Any
 from ..errors import GradlightError
 from ..explainers.combination import is_combination, layer_weights
 from ..explainers.maps import SaliencyMaps
-from ..models.base import Photo
 from .map_sources import MapSource
-from .payload import MapKey, Pane, pack, photo_bytes, thumbnail
-from .picture import Shown
+from .options import DISPLAY_OPTIONS, MAP_OPTIONS
+from .payload import MapKey, pack, photo_bytes, thumbnail
+from .picture import PaneMaps, draw
 from .worker import CancelToken, Worker
 
 if TYPE_CHECKING:
     from .viewer import Viewer
 
-__all__ = ["Controller", "Gallery", "Shelf"]
+__all__ = ["Controller", "ImageListing", "MapCache"]
 
-_MOST = 32
-
-
-class Shelf:
-    """Maps by part; those that lay untouched for longest go first."""
-
-    def __init__(self) -> None:
-        self._parts: dict[MapKey, SaliencyMaps] = {}
-
-    def put(self, part: MapKey, maps: SaliencyMaps) -> None:
-        """Add maps of other methods to a part's."""
-        known = self._parts.pop(part, None)
-        self._parts[part] = maps if known is None else known.joined(maps)
-        while len(self._parts) > _MOST:
-            self._parts.pop(next(iter(self._parts)))
-
-    def get(self, part: MapKey) -> SaliencyMaps | None:
-        """Give what there is of a part."""
-        maps = self._parts.pop(part, None)
-        if maps is not None:
-            self._parts[part] = maps
-        return maps
-
-    def missing(self, part: MapKey, methods: Iterable[str]) -> list[str]:
-        """Tell by which of these methods there are no maps of a part."""
-        maps = self.get(part)
-        return [method for method in methods if maps is None or method not in maps.methods]
-
-    def of_image(self, image: int) -> dict[MapKey, SaliencyMaps]:
-        """Give everything of an image."""
-        return {part: maps for part, maps in self._parts.items() if part.image == image}
-
-
-_MOST_ROWS = 100
-_MOST_THUMBS = 2000
-
-
-class Gallery:
-    """Rows for the page: an image's number, name, what it was asked about, and a thumbnail."""
-
-    def __init__(self, source: MapSource) -> None:
-        self._source = source
-        self._words: list[str] = []
-        self._thumbs: dict[int, str] = {}
-
-    def listing(self, text: str, start: int, stop: int, watch: CancelToken) -> dict[str, Any]:
-        """Give the rows start … stop (exclusive) of the images whose name or targets hold a text, in JSON types.
-
-        Raises Stopped where the watch says so; thumbnails that were made by then are kept.
-        """
-        found = self._found(text, watch)
-        start = min(max(start, 0), len(found))
-        rows = [self._row(image, watch) for image in found[start : min(stop, start + _MOST_ROWS)]]
-        return {"text": text, "total": len(found), "start": start, "rows": rows}
-
-    def _found(self, text: str, watch: CancelToken) -> range | list[int]:
-        everything = range(len(self._source))
-        if not text:
-            return everything
-        for image in everything[len(self._words) :]:
-            watch.step(image / len(everything))
-            labels = (choice.label for choice in self._source.choices(image))
-            self._words.append(" ".join([self._source.photo(image).path, *labels]).casefold())
-        return [image for image in everything if text.casefold() in self._words[image]]
-
-    def _row(self, image: int, watch: CancelToken) -> dict[str, Any]:
-        watch.step(0.0)
-        labels = [choice.label for choice in self._source.choices(image)]
-        if image not in self._thumbs:
-            while len(self._thumbs) >= _MOST_THUMBS:
-                self._thumbs.pop(next(iter(self._thumbs)))
-            self._thumbs[image] = thumbnail(self._source.photo(image))
-        detail = ", ".join(labels[:3]) + (" …" if len(labels) > 3 else "")
-        return {"image": image, "name": self._source.name(image), "detail": detail, "thumb": self._thumbs[image]}
-
-
-_HITS = 7
-_TELL_EVERY = 0.1
-_SHOWN = ("image", "target", "method", "meta", "lr", "compare", "others")
+_MAX_CACHED = 32
+_MAX_ROWS = 100
+_MAX_THUMBNAILS = 2000
+_MAX_HITS = 7
+_REPORT_SECONDS = 0.1
 
 
 class Controller:
-    """Serves one viewer from one source; opened: the maps that are at hand from the start."""
+    """Connects a viewer with its map source.
 
-    def __init__(self, viewer: Viewer, source: MapSource, opened: Mapping[MapKey, SaliencyMaps]) -> None:
+    Args:
+        viewer: The viewer, whose traits the page shares.
+        source: Where maps come from.
+        initial_maps: The maps with which the viewer opens.
+    """
+
+    def __init__(self, viewer: Viewer, source: MapSource, initial_maps: Mapping[MapKey, SaliencyMaps]) -> None:
         self.viewer, self.source = viewer, source
-        self._shelf = Shelf()
-        for part, maps in opened.items():
-            self._shelf.put(part, maps)
-        self._gallery = Gallery(source)
-        self._worker = Worker(self._tell, self._fail)
-        self._lister = Worker(lambda _: None, self._fail)
+        self._cache = MapCache()
+        for key, maps in initial_maps.items():
+            self._cache.put(key, maps)
+        self._images = ImageListing(source)
+        self._worker = Worker(self._report_progress, self._report_error)
+        self._listing_worker = Worker(lambda _: None, self._report_error)
         self._serials = count(1)
         self._sent: set[tuple[MapKey, str]] = set()
-        self._good: dict[str, Any] = {}
-        self._wanted: Any = None
-        self._doing, self._told = "", 0.0
-        self._quiet = threading.local()
+        # The values of MAP_OPTIONS when all maps were last complete: what a cancelled request goes back to.
+        self._complete_options: dict[str, Any] = {}
+        # What is being computed: methods by key, or the number of an image that has yet to be opened.
+        self._pending: dict[MapKey, list[str]] | int | None = None
+        self._activity, self._reported_at = "", 0.0
+        self._thread = threading.local()
 
-    def open(self, image: int, target: str = "") -> None:
-        """Show an image: its photo, its targets, and of these the asked one, else the one on show, else the first."""
-        choices = self.source.choices(image)
-        keys = [choice.key for choice in choices]
-        asked = target or (self.viewer.target if self.viewer.target in keys else next(iter(keys), ""))
-        others = [key for key in keys if key != asked][: len(self.viewer.others)]
+    # Images
+
+    def open_image(self, image: int, target: str = "") -> None:
+        """Show an image: its photo and its targets.
+
+        Args:
+            image: Number of the image.
+            target: Key of the target; "" keeps the displayed target where the image has it, else takes the first.
+        """
+        keys = [choice.key for choice in self.source.choices(image)]
+        target = target or (self.viewer.target if self.viewer.target in keys else next(iter(keys), ""))
+        others = [key for key in keys if key != target][: len(self.viewer.others)]
         compared = {"others": others, "compare": "target" if others else "off"}
         photo = self.source.photo(image)
-        with self.viewer._gate:
-            self._quiet.on = True
+        with self._no_updates():
             self.viewer.change(
-                scene=self._scene(image, asked),
+                scene=self._describe_image(image, target),
                 image=image,
-                target=asked,
+                target=target,
                 _photo=photo_bytes(photo),
                 **(compared if self.viewer.compare == "target" else {}),
             )
-            self._quiet.on = False
 
-    def _scene(self, image: int, target: str) -> dict[str, Any]:
+    def _describe_image(self, image: int, target: str) -> dict[str, Any]:
         photo = self.source.photo(image)
         return {
             "image": image,
-            "name": self.source.name(image),
+            "name": self.source.image_name(image),
             "width": photo.width,
             "height": photo.height,
             "box": list(photo.view.box),
@@ -158,126 +100,146 @@ class Controller:
             "choices": [choice.to_json() for choice in self.source.choices(image)],
         }
 
-    def needed(self) -> dict[MapKey, list[str]]:
-        """List what is on show: methods by part."""
-        found: dict[MapKey, list[str]] = {}
-        if self.source.choices(self.viewer.image):
-            for pane in self.viewer.panes():
-                found.setdefault(pane.part(self.viewer.image, self.viewer.lr), []).append(pane.method)
-        return found
+    def list_images(self, text: str, start: int, stop: int) -> None:
+        """Answer with rows of the list of images, in the background.
 
-    def provide(self, _: Any = None) -> None:
-        """See to it that the page has the maps of what is on show: send them, or begin to compute them."""
-        if getattr(self._quiet, "on", False):
+        Args:
+            text: Searched in names and targets; "" lists all images.
+            start: The first row.
+            stop: The row after the last.
+        """
+
+        def work(token: CancelToken) -> None:
+            listing = self._images.rows(str(text), int(start), int(stop), token)
+            self.viewer.change(listing={**listing, "serial": next(self._serials)})
+
+        self._listing_worker.submit(work)
+
+    # Maps
+
+    def update(self, _: Any = None) -> None:
+        """Send the maps that the panes need, or begin to compute them; called when one of MAP_OPTIONS changes."""
+        if getattr(self._thread, "no_updates", False):
             return
         viewer = self.viewer
-        opened = viewer.scene["image"] == viewer.image
-        wanted = self.needed() if opened else viewer.image
-        if opened and not any(self._shelf.missing(part, methods) for part, methods in self.needed().items()):
-            self._wanted = None
+        is_open = viewer.scene["image"] == viewer.image
+        required = self._required_maps() if is_open else viewer.image
+        if is_open and not any(self._cache.missing(key, methods) for key, methods in self._required_maps().items()):
+            self._pending = None
             self._worker.cancel()
-            self.deliver(again=False)
-        elif wanted != self._wanted:
-            self._wanted = wanted
-            self._worker.ask(self._make)
+            self.send_maps(resend=False)
+        elif required != self._pending:
+            self._pending = required
+            self._worker.submit(self._compute)
 
-    def _make(self, watch: CancelToken) -> None:
-        """Compute or read what is on show, open its image if need be, and send it; in the background."""
+    def _required_maps(self) -> dict[MapKey, list[str]]:
+        """List the methods that the panes need, by key."""
+        required: dict[MapKey, list[str]] = {}
+        if self.source.choices(self.viewer.image):
+            for pane in self.viewer.panes():
+                required.setdefault(pane.map_key(self.viewer.image, self.viewer.lr), []).append(pane.method)
+        return required
+
+    def _compute(self, token: CancelToken) -> None:
+        """Open the image if it is new, compute or read the missing maps, and send them; in the background."""
         viewer = self.viewer
         if viewer.scene["image"] != viewer.image:
-            self.open(viewer.image)
-        for part, methods in self.needed().items():
-            if missing := self._shelf.missing(part, methods):
-                self._doing = f"Computing {', '.join(missing)} for “{part.target}” …" if self.source.live else ""
-                every = self._all_methods(part, missing)
-                self._shelf.put(part, self.source.maps(part, every, watch))
-        watch.step(1.0)
-        self._wanted = None
-        self.deliver(again=False)
+            self.open_image(viewer.image)
+        for key, methods in self._required_maps().items():
+            if missing := self._cache.missing(key, methods):
+                self._activity = f"Computing {', '.join(missing)} for “{key.target}” …" if self.source.live else ""
+                self._cache.put(key, self.source.maps(key, self._methods_to_compute(key, missing), token))
+        token.step(1.0)
+        self._pending = None
+        self.send_maps(resend=False)
 
-    def _all_methods(self, part: MapKey, missing: Sequence[str]) -> list[str]:
-        """Give the methods to make at once: of a new part all that are at hand elsewhere, as they share one pass."""
-        if self._shelf.get(part) is not None:
+    def _methods_to_compute(self, key: MapKey, missing: Sequence[str]) -> list[str]:
+        """Add to the missing methods, for a new key, those with which the viewer opened: all share one pass."""
+        if self._cache.get(key) is not None:
             return list(missing)
-        given = self.source.opens_with()
-        return list(dict.fromkeys([*given, *missing]))
+        return list(dict.fromkeys([*self.source.initial_methods(), *missing]))
 
-    def deliver(self, again: bool = True) -> None:
-        """Send the maps of what is on show, as far as they are at hand; again: also those that were sent before.
+    def send_maps(self, resend: bool = True) -> None:
+        """Send those maps that the panes need and the cache has.
 
-        A display that was opened later has not got them.
+        Args:
+            resend: Whether to send again what was sent before: a display that was opened later lacks it.
         """
-        parts = {}
-        for part in self.needed():
-            maps = self._shelf.get(part)
-            if maps is not None and (again or any((part, method) not in self._sent for method in maps.methods)):
-                parts[part] = maps
+        required = {key: self._cache.get(key) for key in self._required_maps()}
+        delivery = {
+            key: maps
+            for key, maps in required.items()
+            if maps is not None and (resend or any((key, method) not in self._sent for method in maps.methods))
+        }
         viewer = self.viewer
-        changes: dict[str, Any] = {"_maps": pack(parts, next(self._serials))} if parts else {}
-        self._sent |= {(part, method) for part, maps in parts.items() for method in maps.methods}
-        if viewer.work.get("state") == "busy" and self._wanted is None:
+        changes: dict[str, Any] = {"_maps": pack(delivery, next(self._serials))} if delivery else {}
+        self._sent |= {(key, method) for key, maps in delivery.items() for method in maps.methods}
+        if viewer.work.get("state") == "busy" and self._pending is None:
             changes["work"] = {}
-        scene = self._scene(viewer.image, viewer.target)
+        scene = self._describe_image(viewer.image, viewer.target)
         if scene != viewer.scene and viewer.scene["image"] == viewer.image:
             changes["scene"] = scene
         viewer.change(**changes)
-        if self._wanted is None:
-            self._good = {name: getattr(viewer, name) for name in _SHOWN}
+        if self._pending is None:
+            self._complete_options = {name: getattr(viewer, name) for name in MAP_OPTIONS}
 
-    def maps(self, part: MapKey) -> SaliencyMaps:
-        """Give the maps of a part that is at hand."""
-        maps = self._shelf.get(part)
+    def maps(self, key: MapKey) -> SaliencyMaps:
+        """Give the maps of a key; raises GradlightError while they are being computed."""
+        maps = self._cache.get(key)
         if maps is None:
-            raise GradlightError("The maps on show are still being computed; viewer.wait() waits for them.")
+            raise GradlightError("The displayed maps are still being computed; viewer.wait() waits for them.")
         return maps
 
-    def shown(self, panes: Iterable[Pane]) -> tuple[Photo, list[Shown], dict[str, str], dict[str, float]]:
-        """Give what a picture of panes is drawn from."""
-        viewer = self.viewer
-        found: list[Shown] = [(pane, self._shelf.get(pane.part(viewer.image, viewer.lr))) for pane in panes]
-        found = [(pane, maps if maps is not None and pane.method in maps.methods else None) for pane, maps in found]
-        labels = {choice["key"]: choice["label"] for choice in viewer.scene["choices"]}
-        return self.source.photo(viewer.image), found, labels, self._weights()
+    def resolve_target(self, text: str) -> str:
+        """Find the key of a target of the displayed image."""
+        return self.source.resolve_target(self.viewer.image, text) if text else ""
 
-    def _weights(self) -> dict[str, float]:
-        layers = [layer for layer in self.source.layers if not is_combination(layer)]
-        shares = layer_weights(self.viewer.weighting, layers)
-        # Relative to the deepest: what the page's bars show.
-        return {layer: share / shares[-1] for layer, share in zip(layers, shares, strict=True)} | self.viewer.weights
-
-    def key(self, target: str) -> str:
-        """Find the key of a target of the image on show."""
-        return self.source.key(self.viewer.image, target) if target else ""
-
-    def admit(self, method: str) -> str:
-        """Offer a method, if it is a new one."""
-        self.source.admit(method)
-        known = [[name, name] for name in self.source.methods]
+    def add_method(self, method: str) -> str:
+        """Offer a method on the page, if it is a new one."""
+        self.source.add_method(method)
+        methods = [[name, name] for name in self.source.methods]
         about = self.viewer.about
-        if about["options"]["method"] != known:
-            self.viewer.about = about | {"options": about["options"] | {"method": known}}
+        if about["options"]["method"] != methods:
+            self.viewer.about = about | {"options": about["options"] | {"method": methods}}
         return method
 
-    def find(self, text: str) -> None:
+    def search_targets(self, text: str) -> None:
         """Answer a search for classes."""
-        found = self.source.find(str(text))
-        more = len(found) - _HITS
-        note = f"{more} more" if more > 0 else "" if found else "No class has this in its name."
-        self.viewer.change(found={"text": text, "hits": [hit.to_json() for hit in found[:_HITS]], "note": note})
+        hits = self.source.search_targets(str(text))
+        more = len(hits) - _MAX_HITS
+        note = f"{more} more" if more > 0 else "" if hits else "No class has this in its name."
+        self.viewer.change(found={"text": text, "hits": [hit.to_json() for hit in hits[:_MAX_HITS]], "note": note})
 
-    def list_images(self, text: str, start: int, stop: int) -> None:
-        """Answer with rows of the list of images, in the background."""
+    # Pictures and files
 
-        def work(watch: CancelToken) -> None:
-            listing = self._gallery.listing(str(text), int(start), int(stop), watch)
-            self.viewer.change(listing={**listing, "serial": next(self._serials)})
+    def draw_picture(self) -> bytes:
+        """Draw the displayed panes as a PNG."""
+        viewer = self.viewer
+        panes: list[PaneMaps] = []
+        for pane in viewer.panes():
+            maps = self._cache.get(pane.map_key(viewer.image, viewer.lr))
+            panes.append((pane, maps if maps is not None and pane.method in maps.methods else None))
+        labels = {choice["key"]: choice["label"] for choice in viewer.scene["choices"]}
+        options = {name: getattr(viewer, name) for name in ("lr", *DISPLAY_OPTIONS)}
+        return draw(self.source.photo(viewer.image), panes, labels, self._layer_weights(), options)
 
-        self._lister.ask(work)
+    def _layer_weights(self) -> dict[str, float]:
+        layers = [layer for layer in self.source.layers if not is_combination(layer)]
+        weights = layer_weights(self.viewer.weighting, layers)
+        # Relative to the deepest layer, as the bars on the page.
+        relative = {layer: weight / weights[-1] for layer, weight in zip(layers, weights, strict=True)}
+        return {**relative, **self.viewer.weights}
+
+    def pack_image(self) -> tuple[bytes, set[str], list[str]]:
+        """Pack the cached maps of the displayed image; with their targets and methods."""
+        cached = self._cache.of_image(self.viewer.image)
+        methods = [name for name in self.source.methods if any(name in maps.methods for maps in cached.values())]
+        return pack(cached, next(self._serials)), {key.target for key in cached}, methods
 
     def save(self, kind: str) -> None:
-        """Write the maps ("h5") or the page ("html") beside the notebook, under a name that is free."""
+        """Write the maps ("h5") or the page ("html") into the current folder, under a name that no file has."""
         stem = Path(self.viewer.scene["name"]).stem or "gradlight"
-        names = (Path(f"{stem}{number}.{kind}") for number in ("", *(f"-{n}" for n in range(2, 1000))))
+        names = (Path(f"{stem}{suffix}.{kind}") for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
         path = next(name for name in names if not name.exists())
         if kind == "h5":
             self.viewer.maps.save(path)
@@ -285,40 +247,129 @@ class Controller:
             self.viewer.save_html(path)
         self.viewer.change(work={"state": "done", "text": f"Saved as {path.absolute()}"})
 
-    def cancel(self) -> None:
-        """Call off what is going on, and show again what was there before."""
-        self._worker.cancel()
-        if self._wanted is not None:
-            self._back({"state": "done", "text": "Cancelled."})
-
-    def _back(self, work: Mapping[str, Any]) -> None:
-        self._wanted = None
-        with self.viewer._gate:
-            self._quiet.on = True
-            self.viewer.change(work=dict(work), **self._good)
-            self._quiet.on = False
-
-    def _tell(self, part: float) -> None:
-        now = time.monotonic()
-        if self._doing and (now - self._told > _TELL_EVERY or part == 0.0):
-            self._told = now
-            self.viewer.change(work={"state": "busy", "text": self._doing, "part": part})
-
-    def _fail(self, error: Exception) -> None:
-        text = str(error) if isinstance(error, GradlightError) else f"{type(error).__name__}: {error}"
-        self._back({"state": "failed", "text": text})
+    # Progress
 
     def wait(self, timeout: float | None) -> bool:
-        """Wait until nothing is being computed."""
+        """Wait until nothing is being computed; tell whether that is so within timeout (seconds)."""
         return self._worker.wait(timeout)
 
-    def close(self) -> None:
-        """Stop everything."""
+    def cancel(self) -> None:
+        """Cancel the computation, and restore what was displayed before."""
         self._worker.cancel()
-        self._lister.cancel()
+        if self._pending is not None:
+            self._restore({"state": "done", "text": "Cancelled."})
 
-    def packed(self) -> tuple[bytes, set[str], list[str]]:
-        """Give everything of the image on show that is at hand: packed; its targets and methods."""
-        parts = self._shelf.of_image(self.viewer.image)
-        methods = [name for name in self.source.methods if any(name in maps.methods for maps in parts.values())]
-        return pack(parts, next(self._serials)), {part.target for part in parts}, methods
+    def close(self) -> None:
+        """Cancel all work."""
+        self._worker.cancel()
+        self._listing_worker.cancel()
+
+    def _restore(self, work: Mapping[str, Any]) -> None:
+        """Go back to the options of the last complete maps."""
+        self._pending = None
+        with self._no_updates():
+            self.viewer.change(work=dict(work), **self._complete_options)
+
+    @contextmanager
+    def _no_updates(self) -> Iterator[None]:
+        """Change traits without `update`; no other thread changes any meanwhile."""
+        with self.viewer.lock:
+            self._thread.no_updates = True
+            try:
+                yield
+            finally:
+                self._thread.no_updates = False
+
+    def _report_progress(self, progress: float) -> None:
+        now = time.monotonic()
+        if self._activity and (now - self._reported_at > _REPORT_SECONDS or progress == 0.0):
+            self._reported_at = now
+            self.viewer.change(work={"state": "busy", "text": self._activity, "part": progress})
+
+    def _report_error(self, error: Exception) -> None:
+        text = str(error) if isinstance(error, GradlightError) else f"{type(error).__name__}: {error}"
+        self._restore({"state": "failed", "text": text})
+
+
+class MapCache:
+    """The maps that a viewer has computed or read; the least recently used are dropped first."""
+
+    def __init__(self) -> None:
+        self._maps: dict[MapKey, SaliencyMaps] = {}
+
+    def put(self, key: MapKey, maps: SaliencyMaps) -> None:
+        """Add maps by further methods to those of a key."""
+        cached = self._maps.pop(key, None)
+        self._maps[key] = maps if cached is None else cached.joined(maps)
+        while len(self._maps) > _MAX_CACHED:
+            self._maps.pop(next(iter(self._maps)))
+
+    def get(self, key: MapKey) -> SaliencyMaps | None:
+        """Give the maps of a key, by all methods that have been computed."""
+        maps = self._maps.pop(key, None)
+        if maps is not None:
+            self._maps[key] = maps
+        return maps
+
+    def missing(self, key: MapKey, methods: Iterable[str]) -> list[str]:
+        """List those of these methods by which the key has no maps."""
+        maps = self.get(key)
+        return [method for method in methods if maps is None or method not in maps.methods]
+
+    def of_image(self, image: int) -> dict[MapKey, SaliencyMaps]:
+        """Give all maps of an image."""
+        return {key: maps for key, maps in self._maps.items() if key.image == image}
+
+
+class ImageListing:
+    """The searchable list of a source's images: number, name, targets and thumbnail of each.
+
+    Args:
+        source: The source of the images.
+    """
+
+    def __init__(self, source: MapSource) -> None:
+        self._source = source
+        self._search_texts: list[str] = []
+        self._thumbnails: dict[int, str] = {}
+
+    def rows(self, text: str, start: int, stop: int, token: CancelToken) -> dict[str, Any]:
+        """Give rows of the images whose name or targets contain a text.
+
+        Args:
+            text: The text; "" matches all images.
+            start: The first row.
+            stop: The row after the last; at most 100 rows are given.
+            token: Stepped before each image.
+
+        Returns:
+            "text", "total" (number of matching images), "start" and "rows", in JSON types.
+
+        Raises:
+            Cancelled: The token was stopped; the thumbnails made before are kept.
+        """
+        images = self._matching(text, token)
+        start = min(max(start, 0), len(images))
+        rows = [self._row(image, token) for image in images[start : min(stop, start + _MAX_ROWS)]]
+        return {"text": text, "total": len(images), "start": start, "rows": rows}
+
+    def _matching(self, text: str, token: CancelToken) -> range | list[int]:
+        images = range(len(self._source))
+        if not text:
+            return images
+        for image in images[len(self._search_texts) :]:
+            token.step(image / len(images))
+            labels = (choice.label for choice in self._source.choices(image))
+            self._search_texts.append(" ".join([self._source.photo(image).path, *labels]).casefold())
+        return [image for image in images if text.casefold() in self._search_texts[image]]
+
+    def _row(self, image: int, token: CancelToken) -> dict[str, Any]:
+        token.step(0.0)
+        labels = [choice.label for choice in self._source.choices(image)]
+        if image not in self._thumbnails:
+            while len(self._thumbnails) >= _MAX_THUMBNAILS:
+                self._thumbnails.pop(next(iter(self._thumbnails)))
+            self._thumbnails[image] = thumbnail(self._source.photo(image))
+        detail = ", ".join(labels[:3]) + (" …" if len(labels) > 3 else "")
+        name = self._source.image_name(image)
+        return {"image": image, "name": name, "detail": detail, "thumb": self._thumbnails[image]}

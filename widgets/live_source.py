@@ -1,4 +1,4 @@
-"""A model and one image: maps are computed when they are asked for."""
+"""A model and one image as a map source: maps are computed on request."""
 
 from __future__ import annotations
 
@@ -18,20 +18,31 @@ from ..models.captioner.captioner import Captioner
 from ..models.captioner.targets import Caption, CaptionTarget, Phrase
 from ..models.classifiers import Classifier
 from ..models.objective import Target
-from .map_sources import Choice, MapSource, bracketed, choices_of, class_keys, single
+from .map_sources import Choice, MapSource, bracketed, choices_of, class_keys, select_target
 from .payload import MapKey
-from .worker import CancelToken, allowed, watched
+from .worker import CancelToken, make_cancellable, without_refused
 
-__all__ = ["METHODS_SHOWN", "CaptionedImage", "ClassifiedImage", "LiveSource", "live"]
+__all__ = ["INITIAL_METHODS", "CaptionerSource", "ClassifierSource", "LiveSource", "live_source"]
 
-METHODS_SHOWN = ("selective_normgrad", "normgrad", "linear_approx", "grad_cam", "gradient")
+INITIAL_METHODS = ("selective_normgrad", "normgrad", "linear_approx", "grad_cam", "gradient")
+"""The methods that a viewer of a model computes at once, unless others are named."""
 
-# Explaining puts hooks on a network for a moment, so two viewers of one network must not do it at once.
-_ONE_AT_A_TIME = threading.Lock()
+# Recording puts hooks on the network, so two viewers of one network must take turns.
+_EXPLAIN_LOCK = threading.Lock()
 
 
 class LiveSource(MapSource):
-    """A model and one image: what every kind of model has in common."""
+    """A model and one image: what all kinds of models have in common.
+
+    Args:
+        model: A classifier or a captioner.
+        image: One image, as for `explain`.
+        methods: Methods that are computed at once; None for `INITIAL_METHODS`.
+        layers: Layers, as for `explain`.
+
+    Raises:
+        GradlightError: There is not exactly one image, or a method or layer is unknown.
+    """
 
     live = True
 
@@ -39,20 +50,20 @@ class LiveSource(MapSource):
         images = as_list(image)
         if len(images) != 1:
             raise GradlightError(
-                f"A viewer computes for one image at a time; {len(images)} were given. Explain them all, and look at"
+                f"A viewer computes for one image at a time; {len(images)} were given. Explain them all, and view"
                 " the result: gradlight.view(gradlight.explain(model, images))."
             )
         pixels, photos = model.read(images)
         self.model, self.images, self._photo = model, images, photos[0]
         self.title = model.name
         size = (pixels.shape[2], pixels.shape[3])
-        given = methods_of(METHODS_SHOWN if methods is None else methods)
-        asked = choose_layers(model, layers, size)
-        places = {layer.name: layer for method in given for layer in method.places(asked)}
-        self._layers = sorted(places.values(), key=lambda layer: layer.depth)
+        initial = methods_of(INITIAL_METHODS if methods is None else methods)
+        selected_layers = choose_layers(model, layers, size)
+        layers_by_name = {layer.name: layer for method in initial for layer in method.places(selected_layers)}
+        self._layers = sorted(layers_by_name.values(), key=lambda layer: layer.depth)
         self.layers = [layer.name for layer in self._layers]
-        self.given = [method.name for method in given]
-        self._methods = {**{method.name: method for method in given}, **METHODS}
+        self._initial_methods = [method.name for method in initial]
+        self._methods = {**{method.name: method for method in initial}, **METHODS}
         self.methods = list(self._methods)
         self._choices: dict[str, Choice] = {}
 
@@ -64,68 +75,76 @@ class LiveSource(MapSource):
         return self._photo
 
     def choices(self, image: int) -> list[Choice]:
-        """List the targets that are offered: what the model says, and all that has been asked."""
+        """List the selectable targets: the model's own predictions, and all targets that have been explained."""
         return list(self._choices.values())
 
-    def sizes(self) -> list[tuple[int, int]]:
+    def map_sizes(self) -> list[tuple[int, int]]:
         """Give the height and width of the maps at each layer."""
         return [layer.size for layer in self._layers]
 
-    def opens_with(self) -> list[str]:
-        """List the methods that the viewer was made with: they share one pass."""
-        return self.given
+    def initial_methods(self) -> list[str]:
+        """List the methods with which the viewer was made: they share one pass."""
+        return self._initial_methods
 
-    def admit(self, method: str) -> None:
-        """Offer another method; raises GradlightError for one that does not exist."""
-        found = methods_of(method)[0]
-        missing = [layer.name for layer in found.places(self._layers) if layer.name not in self.layers]
+    def add_method(self, method: str) -> None:
+        """Offer another method; raises GradlightError where it is unknown or has maps at other layers only."""
+        added = methods_of(method)[0]
+        missing = [layer.name for layer in added.places(self._layers) if layer.name not in self.layers]
         if missing:
             raise GradlightError(
-                f"{found.name} makes maps at {missing[0]!r}, which this viewer does not show. Open one with"
-                f" methods={found.name!r}."
+                f"{added.name} makes maps at {missing[0]!r}, which this viewer does not show. Open one with"
+                f" methods={added.name!r}."
             )
-        if found.name not in self._methods:
-            self._methods[found.name] = found
-            self.methods.append(found.name)
+        if added.name not in self._methods:
+            self._methods[added.name] = added
+            self.methods.append(added.name)
 
-    def first(self, target: Any, meta: Meta | None) -> dict[MapKey, SaliencyMaps]:
-        """Compute the maps of the targets that a viewer opens with, one set for each."""
+    def initial_maps(self, target: Any, meta: Meta | None) -> dict[MapKey, SaliencyMaps]:
+        """Compute the maps with which a viewer opens.
+
+        Args:
+            target: One target or several, as for `explain`.
+            meta: The inner step, if any.
+
+        Returns:
+            The maps of each target.
+        """
         step = MapKey(0, "", *((meta.direction, meta.lr) if meta else ()))
-        maps = self._explained(target, self.given, step, CancelToken())
-        rows = [(self._noted(found).key, k) for k, found in enumerate(maps.targets[0])]
-        return {step._replace(target=key): single(maps, k) for key, k in rows}
+        maps = self._explain(target, self._initial_methods, step, CancelToken())
+        keys = [self._offer(explained).key for explained in maps.targets[0]]
+        return {step._replace(target=key): select_target(maps, k) for k, key in enumerate(keys)}
 
-    def maps(self, part: MapKey, methods: Sequence[str], watch: CancelToken) -> SaliencyMaps:
+    def maps(self, key: MapKey, methods: Sequence[str], token: CancelToken) -> SaliencyMaps:
         """Compute the maps of one target."""
-        maps = self._explained(self.asked(part.target), methods, part, watch)
-        self._noted(maps.targets[0][0])
+        maps = self._explain(self.target_spec(key.target), methods, key, token)
+        self._offer(maps.targets[0][0])
         return maps
 
-    def _explained(self, target: Any, methods: Sequence[str], part: MapKey, watch: CancelToken) -> SaliencyMaps:
-        meta = None if part.meta == "off" else Meta(part.lr, part.meta)
-        told, refusals = watched([self._methods[name] for name in methods], len(self.layers), watch)
-        with _ONE_AT_A_TIME:
-            watch.step(0.0)
-            maps = explain(self.model, self.images, target, methods=told, layers=self.layers, meta=meta)
-        return allowed(maps, refusals)
+    def _explain(self, target: Any, methods: Sequence[str], step: MapKey, token: CancelToken) -> SaliencyMaps:
+        meta = None if step.meta == "off" else Meta(step.lr, step.meta)
+        cancellable, refusals = make_cancellable([self._methods[name] for name in methods], len(self.layers), token)
+        with _EXPLAIN_LOCK:
+            token.step(0.0)
+            maps = explain(self.model, self.images, target, methods=cancellable, layers=self.layers, meta=meta)
+        return without_refused(maps, refusals)
 
-    def _noted(self, target: Target) -> Choice:
+    def _offer(self, target: Target) -> Choice:
         """Offer a target from now on."""
-        choice = self.choice(target)
+        choice = self.make_choice(target)
         self._choices[choice.key] = choice
         return choice
 
-    def choice(self, target: Target) -> Choice:
+    def make_choice(self, target: Target) -> Choice:
         """Make the choice of a target that has been explained."""
         return choices_of([target])[0]
 
-    def asked(self, key: str) -> Any:
-        """Give what `explain` is asked for a key."""
+    def target_spec(self, key: str) -> Any:
+        """Give the target for `explain` of a key."""
         return key
 
 
-class ClassifiedImage(LiveSource):
-    """A classifier and one image: its most probable classes are offered, and all others can be searched."""
+class ClassifierSource(LiveSource):
+    """A classifier and one image: its most probable classes can be selected, and all others can be searched."""
 
     model: Classifier
     search = "classes"
@@ -135,47 +154,47 @@ class ClassifiedImage(LiveSource):
         self._labels = model.labels
         self._keys = class_keys(self._labels)
         self._indices = {key: index for index, key in enumerate(self._keys)}
-        with _ONE_AT_A_TIME:
+        with _EXPLAIN_LOCK:
             self._ranking = model.predict(self.images, top=len(self._keys))[0]
-        self._probabilities = {each.index: each.probability for each in self._ranking}
+        self._probabilities = {prediction.index: prediction.probability for prediction in self._ranking}
         self.prompt = f"Search {len(self._keys)} classes"
-        for each in self._ranking[:5]:
-            self._choices[self._keys[each.index]] = self._of(each.index)
+        for prediction in self._ranking[:5]:
+            self._choices[self._keys[prediction.index]] = self._class_choice(prediction.index)
 
-    def _of(self, index: int, score: float = float("nan")) -> Choice:
+    def _class_choice(self, index: int, score: float = float("nan")) -> Choice:
         return Choice(self._keys[index], self._labels[index], "class", score, self._probabilities[index])
 
-    def choice(self, target: Target) -> Choice:
+    def make_choice(self, target: Target) -> Choice:
         """Make the choice of a class."""
-        return self._of(target.index, target.score)
+        return self._class_choice(target.index, target.score)
 
     def sentence(self, image: int, target: str) -> list[str]:
-        """Classes form no sentence."""
+        """Give no words: classes form no sentence."""
         return []
 
-    def asked(self, key: str) -> int:
+    def target_spec(self, key: str) -> int:
         """Give the index of a class."""
         return self._indices[key]
 
-    def key(self, image: int, asked: str) -> str:
-        """Find a class by its label, a unique beginning of it, its index, or "top" or "min"."""
-        if asked in self._indices:
-            return asked
-        meanings = classes.resolve(classes.parse(asked), self._labels)[0]
+    def resolve_target(self, image: int, text: str) -> str:
+        """Find a class by its label, a unique beginning of its label, its index, or "top" or "min"."""
+        if text in self._indices:
+            return text
+        meanings = classes.resolve(classes.parse(text), self._labels)[0]
         if len(meanings) > 1:
-            raise GradlightError(f"{asked!r} asks for {len(meanings)} classes; a pane shows one at a time.")
+            raise GradlightError(f"{text!r} names {len(meanings)} classes; a pane shows one at a time.")
         meaning = meanings[0]
         index = meaning.index if isinstance(meaning, classes.Class) else self._ranking[meaning.position].index
         return self._keys[index]
 
-    def find(self, text: str) -> list[Choice]:
-        """Find classes with a text in their labels, the most probable first."""
-        wanted = text.casefold()
-        return [self._of(each.index) for each in self._ranking if wanted in each.label.casefold()]
+    def search_targets(self, text: str) -> list[Choice]:
+        """List the classes whose labels contain a text, the most probable first."""
+        folded = text.casefold()
+        return [self._class_choice(each.index) for each in self._ranking if folded in each.label.casefold()]
 
 
-class CaptionedImage(LiveSource):
-    """A captioner and one image: its own caption, word by word, or any other that is typed in."""
+class CaptionerSource(LiveSource):
+    """A captioner and one image: its own caption, word by word, or any other caption that is typed in."""
 
     model: Captioner
     search = "captions"
@@ -186,20 +205,20 @@ class CaptionedImage(LiveSource):
         self._captions: dict[str, Caption] = {}
 
     def sentence(self, image: int, target: str) -> list[str]:
-        """Give the words of the caption that a target is of."""
+        """Give the words of the caption to which a target belongs."""
         return target.replace("[", "").replace("]", "").split()
 
-    def choice(self, target: Target) -> Choice:
-        """Make the choice of a caption or of some of its words, and remember the caption that they are of."""
-        part = cast(CaptionTarget, target)
-        words = self.model.vocabulary.decode(part.tokens)
+    def make_choice(self, target: Target) -> Choice:
+        """Make the choice of a caption or of some of its words, and keep the tokens of the caption."""
+        phrase = cast(CaptionTarget, target)
+        words = self.model.vocabulary.decode(phrase.tokens)
         text = " ".join(words)
-        self._captions.setdefault(text, Caption(text, [], list(part.tokens), 0.0, [], part.ended))
-        key = text if part.kind == "caption" else bracketed(words, part.start, part.stop)
-        return Choice(key, part.label, part.kind, part.score)
+        self._captions.setdefault(text, Caption(text, [], list(phrase.tokens), 0.0, [], phrase.ended))
+        key = text if phrase.kind == "caption" else bracketed(words, phrase.start, phrase.stop)
+        return Choice(key, phrase.label, phrase.kind, phrase.score)
 
-    def asked(self, key: str) -> Any:
-        """Give a caption that is known by its tokens, its words, or the text itself."""
+    def target_spec(self, key: str) -> Any:
+        """Give a caption whose tokens are known, some of its words, or the text itself."""
         words = self.sentence(0, key)
         caption = self._captions.get(" ".join(words))
         if caption is None or "[" not in key:
@@ -208,23 +227,38 @@ class CaptionedImage(LiveSource):
         stop = next(i for i, word in enumerate(key.split()) if word.endswith("]")) + 1
         return Phrase(tuple(caption.tokens), start, stop, caption.ended)
 
-    def key(self, image: int, asked: str) -> str:
-        """Bring a sentence, with brackets around some words or without, to the words that the captioner knows."""
-        if " ".join(self.sentence(image, asked)) in self._captions:
-            return " ".join(asked.split())
-        found = self.model.objective(asked).target_specs[0][0]
-        if found.tokens is None:
-            raise GradlightError(f'{asked!r} is only a part of a caption. Write the whole of it: "a [red star] above".')
-        words = self.model.vocabulary.decode(found.tokens)
-        return bracketed(words, *found.span) if found.span else " ".join(words)
+    def resolve_target(self, image: int, text: str) -> str:
+        """Bring a caption, with or without brackets around words, to words of the captioner's vocabulary."""
+        if " ".join(self.sentence(image, text)) in self._captions:
+            return " ".join(text.split())
+        spec = self.model.objective(text).target_specs[0][0]
+        if spec.tokens is None:
+            raise GradlightError(
+                f'{text!r} is only a part of a caption. Write the whole caption: "a [red star] above".'
+            )
+        words = self.model.vocabulary.decode(spec.tokens)
+        return bracketed(words, *spec.span) if spec.span else " ".join(words)
 
 
-def live(model: Any, image: Any, methods: Any, layers: Any) -> LiveSource:
-    """Make the source of a model and an image; raises GradlightError for another kind of model."""
+def live_source(model: Any, image: Any, methods: Any, layers: Any) -> LiveSource:
+    """Make the map source of a model and an image.
+
+    Args:
+        model: A classifier or a captioner.
+        image: One image, as for `explain`.
+        methods: Methods that are computed at once; None for `INITIAL_METHODS`.
+        layers: Layers, as for `explain`.
+
+    Returns:
+        The source.
+
+    Raises:
+        GradlightError: The model is of another kind.
+    """
     if isinstance(model, Classifier):
-        return ClassifiedImage(model, image, methods, layers)
+        return ClassifierSource(model, image, methods, layers)
     if isinstance(model, Captioner):
-        return CaptionedImage(model, image, methods, layers)
+        return CaptionerSource(model, image, methods, layers)
     raise GradlightError(
         f"{type(model).__name__} cannot be viewed: give gradlight.classifier(…), gradlight.captioner(…), maps, or the"
         f" path of a file of maps.{nearest(str(model), ['scenes']) if isinstance(model, str) else ''}"

@@ -1,70 +1,104 @@
-"""A viewer as one file: the same program, its state, and a stand-in for the notebook that it was in.
-
-The page's program: small files of plain JavaScript, joined into the one module that a notebook keeps.
-"""
+"""The viewer's page: its JavaScript program and style, and the program with its state as one HTML file."""
 
 from __future__ import annotations
 
 import base64
 import html
 import json
-import re
+import os
+import tempfile
+import threading
+import time
 from collections.abc import Collection, Iterable, Mapping
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from ..errors import GradlightError
 from ..files import replace_file
 
-__all__ = ["offline", "program", "save_page", "stylesheet"]
+__all__ = ["offline_state", "program", "program_source", "save_page", "stylesheet", "stylesheet_source"]
 
-# Each stands on those before it.
-_FILES: tuple[str, ...] = ("numbers", "colours", "contours", "geometry", "state", "page", "store")
-_FILES += ("pane", "stage", "targets", "layers", "side", "gallery", "viewer")
-_ENDING = "export default { render };"
-_IMPORT = re.compile(r"^import [^;]*;\n", re.MULTILINE)
-_EXPORT = re.compile(r"^export (?!default)", re.MULTILINE)
-_COMMENT = re.compile(r"^\s*//.*\n", re.MULTILINE)
-_INDENT = re.compile(r"^\s+", re.MULTILINE)
-# Text in quotes stays. (The files hold no regular expressions, and no backquotes inside backquotes: the linter sees to
-# it.) Around a sign no blank is needed, nor a break after one that cannot end a statement, nor a mark
-# before a bracket, nor brackets around one parameter.
-_QUOTED = r"""("(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|`(?:\\.|[^`\\])*`)"""
-_BLANKS = re.compile(_QUOTED + r"|[ \t]*(=>|[{}()\[\],;:=<>*/?&|!%])[ \t]*|(?<![+-])[ \t]+([+-])[ \t]+(?![+-])")
-_BREAKS = re.compile(_QUOTED + r"|(?<=[,({\[;])\n|\n(?=[)}\].?:])")
-_PARAMETER = re.compile(_QUOTED + r"|(?<![\w)])\((\w+)\)(?==>)")
-_MARKS = re.compile(_QUOTED + r"|;(?=})|,(?=[}\])])")
+_STATIC = Path(__file__).parent / "static"
+# Each module uses only modules before it.
+_MODULES: tuple[str, ...] = ("numbers", "colours", "contours", "geometry", "state", "page", "store")
+_MODULES += ("pane", "stage", "targets", "layers", "side", "gallery", "viewer")
+_EXPORT = "export default { render };\n"
+_REJOIN_SECONDS = 0.5
+
+
+# --- Program and style
 
 
 @cache
-def program(ending: str = _ENDING) -> str:
-    """Give the module without imports, comments and blanks: every notebook that shows a viewer holds a copy.
+def program(export: bool = True) -> str:
+    """Join the JavaScript modules into one, which needs no import.
 
-    ending: its last statement, where `render` is what an anywidget host calls.
+    Args:
+        export: Whether to export `render`, as anywidget expects; without, `render` is a function of the script.
+
+    Returns:
+        The text of the module.
+
+    Example:
+        >>> "import " in program()
+        False
     """
-    joined = "".join(_text(f"{name}.js") for name in _FILES).replace(_ENDING, ending)
-    for pattern in (_IMPORT, _EXPORT, _COMMENT, _INDENT):
-        joined = pattern.sub("", joined)
-    for pattern in (_BLANKS, _BREAKS, _PARAMETER, _MARKS):
-        joined = pattern.sub(lambda found: "".join(part or "" for part in found.groups()), joined)
-    return joined
+    text = _join_modules()
+    return text if export else text.removesuffix(_EXPORT)
 
 
 @cache
 def stylesheet() -> str:
-    """Give the style of the viewer; every rule is inside the class `gradlight`."""
-    return _text("viewer.css")
+    """Read the style; each rule applies inside the class `gradlight` only."""
+    return (_STATIC / "viewer.css").read_text(encoding="utf-8")
 
 
-def _text(name: str) -> str:
-    return (files(__package__) / "static" / name).read_text(encoding="utf-8")
+def program_source() -> str | Path:
+    """Give the program for anywidget: its text, or a path that anywidget watches when ANYWIDGET_HMR=1."""
+    if not _hot_reload():
+        return program()
+    path = Path(tempfile.mkdtemp(prefix="gradlight-")) / "viewer.js"
+    path.write_text(_join_modules(), encoding="utf-8")
+    threading.Thread(target=_keep_joined, args=(path,), name="gradlight-hot-reload", daemon=True).start()
+    return path
 
+
+def stylesheet_source() -> str | Path:
+    """Give the style for anywidget: its text, or its path when ANYWIDGET_HMR=1."""
+    return _STATIC / "viewer.css" if _hot_reload() else stylesheet()
+
+
+def _hot_reload() -> bool:
+    """Tell whether anywidget's hot reload is on."""
+    return os.environ.get("ANYWIDGET_HMR") == "1"
+
+
+def _keep_joined(path: Path) -> None:
+    """Write the joined program anew after each edit of a module."""
+    written = path.read_text(encoding="utf-8")
+    while True:
+        time.sleep(_REJOIN_SECONDS)
+        joined = _join_modules()
+        if joined != written:
+            path.write_text(joined, encoding="utf-8")
+            written = joined
+
+
+def _join_modules() -> str:
+    """Concatenate the modules without their imports and named exports; each of those fits on one line."""
+    lines: list[str] = []
+    for name in _MODULES:
+        with open(_STATIC / f"{name}.js", encoding="utf-8") as module:
+            lines += [line for line in module if not line.startswith("import ")]
+    return "".join(line if line == _EXPORT else line.removeprefix("export ") for line in lines)
+
+
+# --- The page as one file
 
 _POLICY = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
-# What a notebook does for a viewer, for a page that has no kernel behind it. Nothing may be fetched from anywhere.
+# The script stands in for the notebook's widget manager; there is no kernel, and the policy forbids all requests.
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -88,15 +122,15 @@ const {{ traits, bytes }} = JSON.parse(document.getElementById("state").textCont
 for (const name in bytes) {{
   traits[name] = new DataView(Uint8Array.from(atob(bytes[name]), (c) => c.charCodeAt(0)).buffer);
 }}
-const heard = {{}};
+const listeners = {{}};
 const model = {{
   get: (name) => traits[name],
   set(name, value) {{
     traits[name] = value;
-    (heard[`change:${{name}}`] ?? []).forEach((then) => then());
+    (listeners[`change:${{name}}`] ?? []).forEach((listener) => listener());
   }},
-  on: (name, then) => (heard[name] ??= []).push(then),
-  off: (name, then) => (heard[name] = (heard[name] ?? []).filter((other) => other !== then)),
+  on: (name, listener) => (listeners[name] ??= []).push(listener),
+  off: (name, listener) => (listeners[name] = (listeners[name] ?? []).filter((other) => other !== listener)),
   save_changes() {{}},
   send() {{}},
 }};
@@ -108,32 +142,47 @@ render({{ model, el: document.getElementById("viewer") }});
 
 
 def save_page(path: str | Path, title: str, state: Mapping[str, Any], png: bytes) -> None:
-    """Write a page that holds everything it needs, whole or not at all.
+    """Write a page that holds all that it needs; the file is complete or unchanged.
 
-    state: the viewer's traits, in JSON types or bytes. png: shown where no program runs. Raises GradlightError for a
-    place that cannot be written.
+    Args:
+        path: The HTML file.
+        title: Title of the page.
+        state: Values of the viewer's traits, in JSON types or bytes.
+        png: A picture for readers that run no program.
+
+    Raises:
+        GradlightError: The file cannot be written.
     """
     traits = {name: value for name, value in state.items() if not isinstance(value, bytes)}
-    coded = {name: base64.b64encode(value).decode() for name, value in state.items() if isinstance(value, bytes)}
+    encoded = {name: base64.b64encode(value).decode() for name, value in state.items() if isinstance(value, bytes)}
     text = _PAGE.format(
         title=html.escape(title),
         policy=_POLICY,
         style=stylesheet(),
         png=base64.b64encode(png).decode(),
-        # No label may end the element that holds it.
-        state=json.dumps({"traits": traits, "bytes": coded}).replace("<", "\\u003c"),
-        program=program(ending=""),
+        # A label must not end the element that holds it.
+        state=json.dumps({"traits": traits, "bytes": encoded}).replace("<", "\\u003c"),
+        program=program(export=False),
     )
     try:
         replace_file(Path(path), text.encode())
     except OSError as error:
-        raise GradlightError(f"{path}: the page cannot be written ({error}). Name a folder that is there.") from error
+        raise GradlightError(f"{path}: the page cannot be written ({error}). Name a folder that exists.") from error
 
 
-def offline(state: Mapping[str, Any], maps: bytes, targets: Collection[str], methods: Iterable[str]) -> dict[str, Any]:
-    """Bring a viewer's traits to those of a page that can ask nobody.
+def offline_state(
+    state: Mapping[str, Any], maps: bytes, targets: Collection[str], methods: Iterable[str]
+) -> dict[str, Any]:
+    """Change a viewer's traits into those of a page without a kernel.
 
-    maps: what is at hand, packed. targets, methods: what is there of them, and is offered.
+    Args:
+        state: Values of the viewer's traits.
+        maps: All maps of the displayed image, packed.
+        targets: Keys of their targets.
+        methods: Names of their methods.
+
+    Returns:
+        The traits of the page, which offers these targets and methods only.
     """
     about, scene = state["about"], state["scene"]
     options = about["options"] | {"method": [[name, name] for name in methods]}

@@ -1,4 +1,4 @@
-"""The viewer: thin traits that the page and Python share, and what each of them asks of the other."""
+"""The viewer's widget: traits that the page and Python share, and the messages that the page sends."""
 
 from __future__ import annotations
 
@@ -16,161 +16,189 @@ from ..errors import GradlightError, nearest
 from ..explainers.maps import SaliencyMaps
 from .controller import Controller
 from .map_sources import MapSource
-from .page import offline, program, save_page, stylesheet
-from .payload import COMPARED, TABLES, MapKey, Pane, colour_tables, panes_of
-from .picture import draw
+from .options import COLOUR_TABLES, MAP_OPTIONS, OPTIONS, describe_controls, document_options
+from .page import offline_state, program_source, save_page, stylesheet_source
+from .payload import MapKey, Pane, colour_tables, panes_of
 
-__all__ = ["OPTIONS", "Viewer"]
-
-OPTIONS: dict[str, dict[str, str]] = {
-    "display": {"overlay": "Overlay", "map": "Alone", "contours": "Contours"},
-    "normalisation": {
-        "auto": "automatic",
-        "minmax": "least to largest",
-        "percentile": "1st to 99th percentile",
-        "symmetric": "symmetric about 0",
-    },
-    "colours": {"auto": "automatic", **{name: name for name in TABLES}},
-    "combine": {"off": "Off", "product": "Product", "sum": "Sum"},
-    "weighting": {"linear": "Linear weights", "uniform": "Uniform weights"},
-    "meta": {"off": "Off", "descent": "Descent", "ascent": "Ascent"},
-    "compare": dict(zip(COMPARED, ("nothing", "methods", "layers", "targets", "steps"), strict=True)),
-}
-"""The values of the traits that have only a few, and how the page calls them."""
+__all__ = ["Viewer"]
 
 
-def _one_of(name: str) -> traitlets.Enum[Any]:
-    return traitlets.Enum(list(OPTIONS[name]), next(iter(OPTIONS[name]))).tag(sync=True)
+def _trait(name: str) -> Any:
+    """Make the trait of an option; its values are of the type of the option's default."""
+    return OPTIONS[name].trait()
 
 
+@document_options
 class Viewer(anywidget.AnyWidget):
-    """Maps to look at: a widget like any other, made by `gradlight.view`.
+    """A viewer of saliency maps: a Jupyter widget, made by `gradlight.view`.
 
-    image: the number of the image. target: what is asked about, a label or a caption, in which brackets mark words.
-    method, layer. meta ("off", "descent", "ascent") and lr: the inner step. combine ("off", "product", "sum"): all
-    layers in one; weighting ("linear", "uniform") and weights ({layer: 0…1}, where one differs). compare ("off",
-    "method", "layer", "target", "meta") and others: what up to three more panes show. opacity, colours, display,
-    normalisation, theme ("auto", "light", "dark"): how. All can be set, observed and linked.
+    Each option below is a trait: it can be set, observed and linked. Maps that are not cached are computed in the
+    background; `wait` waits for them.
 
-    Maps that are not at hand are computed in the background; `wait` waits for them.
+    Args:
+        source: Where maps come from.
+        initial_maps: The maps with which the viewer opens.
+        key: The image, target and inner step with which it opens.
+        options: Values of further options.
+
+    Raises:
+        GradlightError: An option names an image, target, method or layer that is unknown.
+
+    Example:
+        >>> import torch
+        >>> viewer = gl.view(gl.classifier("scenes"), torch.rand(1, 3, 160, 160), layers="layer4")
+        >>> viewer.display = "contours"
+        >>> viewer.maps.layers
+        ['layer4']
+        >>> viewer.picture()[1:4]
+        b'PNG'
     """
 
-    _esm = program()
-    _css = stylesheet()
+    _esm = program_source()
+    _css = stylesheet_source()
 
-    image = traitlets.Int(0).tag(sync=True)
-    target = traitlets.Unicode("").tag(sync=True)
-    method = traitlets.Unicode("").tag(sync=True)
-    layer = traitlets.Unicode("").tag(sync=True)
-    meta = _one_of("meta")
-    lr = traitlets.Float(0.002, min=0).tag(sync=True)
-    combine = _one_of("combine")
-    weighting = _one_of("weighting")
-    weights = traitlets.Dict(value_trait=traitlets.Float(min=0, max=1)).tag(sync=True)
-    compare = _one_of("compare")
-    others = traitlets.List(traitlets.Unicode()).tag(sync=True)
-    opacity = traitlets.Float(0.75, min=0, max=1).tag(sync=True)
-    colours = _one_of("colours")
-    display = _one_of("display")
-    normalisation = _one_of("normalisation")
-    theme = traitlets.Enum(["auto", "light", "dark"], "auto").tag(sync=True)
+    image = _trait("image")
+    target = _trait("target")
+    method = _trait("method")
+    layer = _trait("layer")
+    meta = _trait("meta")
+    lr = _trait("lr")
+    combine = _trait("combine")
+    weighting = _trait("weighting")
+    weights = _trait("weights")
+    compare = _trait("compare")
+    others = _trait("others")
+    opacity = _trait("opacity")
+    colours = _trait("colours")
+    display = _trait("display")
+    normalisation = _trait("normalisation")
+    theme = _trait("theme")
 
-    # What only Python sets: what there is, the image's targets and its photo, maps, progress, answers.
-    about = traitlets.Dict().tag(sync=True)
-    scene = traitlets.Dict().tag(sync=True)
-    work = traitlets.Dict().tag(sync=True)
-    found = traitlets.Dict().tag(sync=True)
-    listing = traitlets.Dict().tag(sync=True)
+    # Set by Python alone.
+    about = traitlets.Dict(help="the source: title, layers, controls and their allowed values").tag(sync=True)
+    scene = traitlets.Dict(help="the displayed image: name, size, targets").tag(sync=True)
+    work = traitlets.Dict(help="the computation: its state, progress and error").tag(sync=True)
+    found = traitlets.Dict(help="the hits of a search for classes").tag(sync=True)
+    listing = traitlets.Dict(help="rows of the list of images").tag(sync=True)
     _photo = traitlets.Bytes(b"").tag(sync=True)
     _maps = traitlets.Bytes(b"").tag(sync=True)
     _tables = traitlets.Bytes(b"").tag(sync=True)
 
-    exported = traitlets.Bytes(b"", help="the PNG that was last saved in the page")
+    exported = traitlets.Bytes(b"", help="the PNG that was last saved on the page")
 
     def __init__(
-        self, source: MapSource, opened: Mapping[MapKey, SaliencyMaps], part: MapKey, look: Mapping[str, Any]
+        self,
+        source: MapSource,
+        initial_maps: Mapping[MapKey, SaliencyMaps],
+        key: MapKey,
+        options: Mapping[str, Any],
     ) -> None:
-        self._gate = threading.RLock()
-        self._server = Controller(self, source, opened)
-        about: dict[str, Any] = {
-            "title": source.title,
-            "live": source.live,
-            "kernel": True,
-            "count": len(source),
-            "search": source.search,
-            "prompt": source.prompt,
-            "traits": [name for name in Viewer.class_own_traits(sync=True) if not name.startswith("_")],
-            "tables": list(TABLES),
-            "layers": source.about(),
-            "options": {name: [list(pair) for pair in values.items()] for name, values in OPTIONS.items()},
-        }
-        step = {} if part.meta == "off" else {"meta": part.meta, "lr": part.lr}
+        self.lock = threading.RLock()
+        self._controller = Controller(self, source, initial_maps)
+        controls = describe_controls()
+        controls["options"]["method"] = [[name, name] for name in source.methods]
+        step = {} if key.meta == "off" else {"meta": key.meta, "lr": key.lr}
         super().__init__(
-            about=about | {"options": about["options"] | {"method": [[name, name] for name in source.methods]}},
+            about={
+                "title": source.title,
+                "live": source.live,
+                "kernel": True,
+                "count": len(source),
+                "search": source.search,
+                "prompt": source.prompt,
+                "traits": [name for name in Viewer.class_own_traits(sync=True) if not name.startswith("_")],
+                "tables": list(COLOUR_TABLES),
+                "layers": source.describe_layers(),
+                **controls,
+            },
             method=source.methods[0],
             layer=source.layers[-1],
             _tables=colour_tables(),
             **step,
         )
-        self._server.open(part.image, part.target)
-        for name, value in look.items():
+        self._controller.open_image(key.image, key.target)
+        for name, value in options.items():
             setattr(self, name, value)
-        self.on_msg(self._hear)
-        self.observe(self._server.provide, ["image", "target", "method", "meta", "lr", "compare", "others"])
-        self._server.provide()
+        self.on_msg(self._receive)
+        self.observe(self._controller.update, list(MAP_OPTIONS))
+        self._controller.update()
 
     @property
     def maps(self) -> SaliencyMaps:
-        """The maps of the image and target on show, by every method that has been asked for: raw, as `explain`'s.
+        """The maps of the displayed image and target, by all methods that have been computed: raw, as `explain`'s.
 
-        Raises GradlightError while they are still being computed.
+        Raises:
+            GradlightError: They are still being computed.
         """
-        return self._server.maps(self.panes()[0].part(self.image, self.lr))
+        return self._controller.maps(self.panes()[0].map_key(self.image, self.lr))
 
     def panes(self) -> list[Pane]:
-        """List what is on show, pane by pane: target, method, layer, meta, combine."""
+        """List the displayed panes.
+
+        Returns:
+            Target, method, layer, inner step and combination of each pane.
+        """
         first = Pane(self.target, self.method, self.layer, self.meta, self.combine)
         return panes_of(first, self.compare, self.others)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until everything that was asked for is computed; tell whether it is within timeout (seconds)."""
-        return self._server.wait(timeout)
+        """Wait until all displayed maps are computed.
+
+        Args:
+            timeout: Seconds to wait at most; None waits without a limit.
+
+        Returns:
+            Whether they are computed.
+        """
+        return self._controller.wait(timeout)
 
     def cancel(self) -> None:
-        """Call off what is being computed, and show what was there before."""
-        self._server.cancel()
+        """Cancel the computation, and restore what was displayed before."""
+        self._controller.cancel()
 
     def picture(self) -> bytes:
-        """Draw what is on show as a PNG, as saved notebooks keep it."""
-        return draw(*self._server.shown(self.panes()), self.opacity)
+        """Draw the displayed panes, with their colours, display, range and theme.
+
+        Returns:
+            A PNG, which saved notebooks keep.
+        """
+        return self._controller.draw_picture()
 
     def save_html(self, path: str | Path) -> None:
-        """Write a page that needs neither Python nor a network: everything of the image on show that is at hand.
+        """Write the viewer as a page that needs neither Python nor a network.
 
-        Raises GradlightError for a place that cannot be written.
+        Args:
+            path: The file; it holds all maps of the displayed image that have been computed.
+
+        Raises:
+            GradlightError: The file cannot be written.
         """
         state = {name: getattr(self, name) for name in Viewer.class_own_traits(sync=True)}
         title = f"{self.about['title']} · {self.scene['name']}"
-        save_page(path, title, offline(state, *self._server.packed()), self.picture())
-
-    def set_state(self, sync_data: dict[str, Any]) -> None:
-        """Take changes of the page; never between two changes of the background's."""
-        with self._gate:
-            super().set_state(sync_data)
+        save_page(path, title, offline_state(state, *self._controller.pack_image()), self.picture())
 
     def change(self, **traits: Any) -> None:
-        """Change several traits at once, from any thread."""
-        with self._gate, self.hold_sync():
+        """Change several traits at once, from any thread.
+
+        Args:
+            **traits: New values by name.
+        """
+        with self.lock, self.hold_sync():
             for name, value in traits.items():
                 setattr(self, name, value)
 
+    def set_state(self, sync_data: dict[str, Any]) -> None:
+        """Take changes of the page; never between two changes made in the background."""
+        with self.lock:
+            super().set_state(sync_data)
+
     def close(self) -> None:
-        """Close every display of the viewer, and stop what it is doing."""
-        self._server.close()
+        """Close all displays of the viewer, and cancel its work."""
+        self._controller.close()
         super().close()
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        """Show the widget, and beside it a picture for wherever it cannot run."""
+        """Show the widget, and a picture wherever it cannot run."""
         bundle = super()._repr_mimebundle_(**kwargs)
         data, metadata = bundle if isinstance(bundle, tuple) else (bundle or {}, {})
         return data | {"image/png": base64.b64encode(self.picture()).decode()}, metadata
@@ -184,11 +212,11 @@ class Viewer(anywidget.AnyWidget):
 
     @traitlets.validate("target")
     def _check_target(self, proposal: Any) -> str:
-        return self._server.key(str(proposal["value"]))
+        return self._controller.resolve_target(str(proposal["value"]))
 
     @traitlets.validate("method")
     def _check_method(self, proposal: Any) -> str:
-        return self._server.admit(str(proposal["value"]))
+        return self._controller.add_method(str(proposal["value"]))
 
     @traitlets.validate("layer")
     def _check_layer(self, proposal: Any) -> str:
@@ -197,26 +225,26 @@ class Viewer(anywidget.AnyWidget):
             raise GradlightError(f"There are no maps at layer {name!r}.{nearest(name, layers)}")
         return name
 
-    def _hear(self, _: Any, message: Any, __: Any) -> None:
-        """Answer the page; an error becomes a sentence there."""
-        answers: dict[str, Callable[..., None]] = {
-            "want": self._server.deliver,
-            "find": self._server.find,
-            "list": self._server.list_images,
-            "cancel": self._server.cancel,
+    def _receive(self, _: Any, message: Any, __: Any) -> None:
+        """Act on a message of the page; an error becomes a sentence there."""
+        actions: dict[str, Callable[..., None]] = {
+            "want": self._controller.send_maps,
+            "find": self._controller.search_targets,
+            "list": self._controller.list_images,
+            "cancel": self._controller.cancel,
             "target": lambda text: self.change(target=text),
-            "save": lambda **kind: self._server.save(kind["as"]),
-            "picture": self._take_picture,
+            "save": lambda **arguments: self._controller.save(arguments["as"]),
+            "picture": self._receive_picture,
         }
-        asked = dict(message) if isinstance(message, dict) else {}
-        answer = answers.get(asked.pop("do", ""))
-        if answer is not None:
+        arguments = dict(message) if isinstance(message, dict) else {}
+        action = actions.get(arguments.pop("do", ""))
+        if action is not None:
             try:
-                answer(**asked)
+                action(**arguments)
             except GradlightError as error:
                 self.change(work={"state": "failed", "text": str(error)})
 
-    def _take_picture(self, png: str) -> None:
+    def _receive_picture(self, png: str) -> None:
         try:
             self.exported = base64.b64decode(png, validate=True)
         except binascii.Error as error:

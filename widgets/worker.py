@@ -1,4 +1,4 @@
-"""Work beside the kernel's own: one thread, which does the last thing asked and can be called off."""
+"""Background work of a viewer: one thread that runs the last request and can be cancelled between two maps."""
 
 from __future__ import annotations
 
@@ -14,143 +14,205 @@ from ..explainers.capture import Tap
 from ..explainers.maps import SaliencyMaps
 from ..explainers.methods import AnyMethod, Method
 
-__all__ = ["CancelToken", "Cancelled", "Refusals", "Worker", "allowed", "watched"]
+__all__ = ["CancelToken", "Cancelled", "Refusals", "Worker", "make_cancellable", "without_refused"]
 
 
-class Cancelled(Exception):  # noqa: N818  # no error: somebody wanted it
-    """The work was called off."""
+class Cancelled(Exception):  # noqa: N818  # not an error: the user asked for it
+    """The work was cancelled."""
 
 
 class CancelToken:
-    """What a piece of work asks (may it go on?) and tells (how far it is, 0…1)."""
+    """Passed to a piece of work, which calls `step` to report its progress and to learn of a cancellation.
 
-    def __init__(self, tell: Callable[[float], None] = lambda _: None) -> None:
-        self._tell = tell
+    Args:
+        report: Called with the progress, 0 to 1, at each step.
+
+    Example:
+        >>> token = CancelToken(print)
+        >>> token.step(0.5)
+        0.5
+        >>> token.stop()
+        >>> token.step(0.6)
+        Traceback (most recent call last):
+        gradlight.widgets.worker.Cancelled
+    """
+
+    def __init__(self, report: Callable[[float], None] = lambda _: None) -> None:
+        self._report = report
         self._stop = threading.Event()
 
     def stop(self) -> None:
-        """Call the work off; it ends when it asks next."""
+        """Cancel the work; it ends at its next step."""
         self._stop.set()
 
     @property
     def stopped(self) -> bool:
-        """Whether the work was called off."""
+        """Whether the work was cancelled."""
         return self._stop.is_set()
 
-    def step(self, part: float) -> None:
-        """Tell how far the work is; raises Cancelled where it was called off."""
+    def step(self, progress: float) -> None:
+        """Report the progress of the work.
+
+        Args:
+            progress: The finished share of the work, 0 to 1.
+
+        Raises:
+            Cancelled: The work was cancelled.
+        """
         if self.stopped:
             raise Cancelled
-        self._tell(part)
+        self._report(progress)
 
 
 Work = Callable[[CancelToken], None]
 
 
 class Worker:
-    """Does the last work asked for, in a thread that lives only as long as there is any.
+    """Runs the last submitted work in a thread that exists only while there is work.
 
-    tell: is told how far it is. fail: is told of an error, as nobody else would see it.
+    Args:
+        report_progress: Called with the progress of the running work, 0 to 1.
+        report_error: Called with an error of the work, which nobody else would see.
+
+    Example:
+        >>> worker = Worker(report_progress=lambda progress: None, report_error=print)
+        >>> worker.submit(lambda token: print("done"))
+        >>> worker.wait(timeout=5)
+        done
+        True
     """
 
-    def __init__(self, tell: Callable[[float], None], fail: Callable[[Exception], None]) -> None:
-        self._tell, self._fail = tell, fail
-        self._gate = threading.Condition()
+    def __init__(self, report_progress: Callable[[float], None], report_error: Callable[[Exception], None]) -> None:
+        self._report_progress, self._report_error = report_progress, report_error
+        self._condition = threading.Condition()
         self._next: tuple[Work, CancelToken] | None = None
-        self._watch: CancelToken | None = None
+        self._token: CancelToken | None = None
         self._running = False
 
-    def ask(self, work: Work) -> None:
-        """Do this now; what is going on is called off, and what has not begun never will."""
-        with self._gate:
-            self._call_off()
-            self._next = (work, CancelToken(self._tell))
+    def submit(self, work: Work) -> None:
+        """Run this work next; running work is cancelled, and waiting work is dropped.
+
+        Args:
+            work: Called with the token that it must step.
+        """
+        with self._condition:
+            self._drop()
+            self._next = (work, CancelToken(self._report_progress))
             if not self._running:
                 self._running = True
                 threading.Thread(target=self._run, name="gradlight-viewer", daemon=True).start()
 
     def cancel(self) -> None:
-        """Call off what is going on and what has not begun."""
-        with self._gate:
-            self._call_off()
+        """Cancel the running work, and drop the waiting work."""
+        with self._condition:
+            self._drop()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until there is nothing left to do; tell whether that came about in time (seconds)."""
-        with self._gate:
-            return self._gate.wait_for(lambda: not self._running, timeout)
+        """Wait until no work is left.
 
-    def _call_off(self) -> None:
+        Args:
+            timeout: Seconds to wait at most; None waits without a limit.
+
+        Returns:
+            Whether no work is left.
+        """
+        with self._condition:
+            return self._condition.wait_for(lambda: not self._running, timeout)
+
+    def _drop(self) -> None:
         self._next = None
-        if self._watch is not None:
-            self._watch.stop()
+        if self._token is not None:
+            self._token.stop()
 
     def _run(self) -> None:
         while (taken := self._take()) is not None:
-            work, watch = taken
+            work, token = taken
             try:
-                work(watch)
+                work(token)
             except Cancelled:
                 pass
             except Exception as error:
-                if not watch.stopped:
-                    self._fail(error)
+                if not token.stopped:
+                    self._report_error(error)
 
     def _take(self) -> tuple[Work, CancelToken] | None:
-        with self._gate:
+        with self._condition:
             taken, self._next = self._next, None
-            self._watch = taken[1] if taken else None
+            self._token = taken[1] if taken else None
             self._running = taken is not None
-            self._gate.notify_all()
+            self._condition.notify_all()
             return taken
+
+
+# --- Methods that can be cancelled
 
 
 @dataclass(frozen=True)
 class _CancellableMethod(Method):
-    """A method that tells before each of its maps, and where it is not defined makes zeros and a note."""
+    """A method that steps a token before each map, and where it is undefined gives zeros and records the refusal."""
 
     before: Callable[[], None] = lambda: None
-    refused: Callable[[str, GradlightError], None] = lambda layer, error: None
+    refuse: Callable[[str, GradlightError], None] = lambda layer, error: None
 
     def __call__(self, tap: Tap) -> Tensor:
         self.before()
         try:
             return super().__call__(tap)
         except GradlightError as error:
-            self.refused(tap.layer.name, error)
+            self.refuse(tap.layer.name, error)
             return torch.zeros_like(tap.gradient[:, 0])
 
 
 Refusals = dict[tuple[str, str], GradlightError]
+"""Errors by method and layer: some methods are defined at some layers only."""
 
 
-def watched(asked: Sequence[AnyMethod], layers: int, watch: CancelToken) -> tuple[list[AnyMethod], Refusals]:
-    """Give the methods such that the watch is told of every map, at `layers` layers each, and can end the work.
+def make_cancellable(
+    methods: Sequence[AnyMethod], layer_count: int, token: CancelToken
+) -> tuple[list[AnyMethod], Refusals]:
+    """Wrap methods such that they step a token before each map, which can end the work.
 
-    Also the refusals, by method and layer, as they come up: some methods are defined at some layers only. Methods of
-    another kind than extract and aggregate are left as they are.
+    Args:
+        methods: The methods; those of another class than `Method` are left as they are.
+        layer_count: Number of layers at which each method is evaluated.
+        token: Steps from 0 to 1 over all maps.
+
+    Returns:
+        The wrapped methods, and the refusals, which are filled in while the methods run.
     """
-    total, done = len(asked) * layers, 0
+    total, done = len(methods) * layer_count, 0
     refusals: Refusals = {}
 
     def before() -> None:
         nonlocal done
-        watch.step(min(done / total, 1.0))
+        token.step(min(done / total, 1.0))
         done += 1
 
-    def watching(method: Method) -> Method:
-        def refused(layer: str, error: GradlightError) -> None:
+    def wrap(method: Method) -> Method:
+        def refuse(layer: str, error: GradlightError) -> None:
             refusals[method.name, layer] = error
 
-        return _CancellableMethod(method.extract, method.aggregate, method.name, before, refused)
+        return _CancellableMethod(method.extract, method.aggregate, method.name, before, refuse)
 
-    return [watching(method) if type(method) is Method else method for method in asked], refusals
+    return [wrap(method) if type(method) is Method else method for method in methods], refusals
 
 
-def allowed(maps: SaliencyMaps, refusals: Refusals) -> SaliencyMaps:
-    """Leave out the maps that were refused; raises the refusal of a method that has no others."""
+def without_refused(maps: SaliencyMaps, refusals: Refusals) -> SaliencyMaps:
+    """Leave out the maps that were refused.
+
+    Args:
+        maps: Maps with zeros where a method is not defined.
+        refusals: The errors of those, by method and layer.
+
+    Returns:
+        The other maps.
+
+    Raises:
+        GradlightError: The refusal of a method that has no other map.
+    """
     pairs = [pair for pair in maps.pairs if pair not in refusals]
     for (method, _), error in refusals.items():
         if method not in {name for name, _ in pairs}:
             raise error
-    found = {pair: maps.rows(*pair) for pair in pairs}
-    return SaliencyMaps(found, maps.about, maps.images, maps.targets, maps.size, maps.origin)
+    rows = {pair: maps.rows(*pair) for pair in pairs}
+    return SaliencyMaps(rows, maps.about, maps.images, maps.targets, maps.size, maps.origin)

@@ -3,12 +3,12 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { gradient, paint, tableOf } from "../../widgets/static/colours.js";
+import { cssGradient, paint, tableOf } from "../../widgets/static/colours.js";
 import { contour } from "../../widgets/static/contours.js";
-import { fineGrid, inMap, mapTransform, rowsInSight } from "../../widgets/static/geometry.js";
-import { combine, decode, isFlat, rangeOf, resample, shown, termOf, unpack, valueAt } from "../../widgets/static/numbers.js";
+import { fineGrid, mapCoordinates, mapTransform, visibleRows } from "../../widgets/static/geometry.js";
+import { combine, decode, formatValue, isFlat, rangeOf, resample, termOf, unpack, valueAt } from "../../widgets/static/numbers.js";
 import {
-  another, extended, isOurs, panesOf, partKey, spanKey, spanOf, stretches, weightsOf,
+  extendedSpan, isViewerKey, mapKey, nextChoice, panesOf, resolutionRuns, spanKey, spanOf, weightsOf,
 } from "../../widgets/static/state.js";
 
 const close = (found, expected, error = 1e-6) => {
@@ -42,7 +42,7 @@ test("ranges", () => {
   assert.ok(!isFlat([0, 1e-12]) && !isFlat([1, 1.001]));
 });
 
-test("resampling is torch's: half-pixel centres, borders that hold on", () => {
+test("resampling is torch's: half-pixel centres, clamped borders", () => {
   // torch.nn.functional.interpolate([[[0, 1], [2, 3]]], (4, 4), mode="bilinear", align_corners=False)
   const expected = [0, 0.25, 0.75, 1, 0.5, 0.75, 1.25, 1.5, 1.5, 1.75, 2.25, 2.5, 2, 2.25, 2.75, 3];
   close(resample({ values: [0, 1, 2, 3], h: 2, w: 2 }, 4, 4), expected);
@@ -51,7 +51,7 @@ test("resampling is torch's: half-pixel centres, borders that hold on", () => {
   close(resample({ values: [0, 3, 9], h: 1, w: 3 }, 1, 5), [0, 1.2, 3, 6.6, 9], 1e-5);
 });
 
-test("the value at a place is that of the resampled map there", () => {
+test("the value at a position is that of the resampled map there", () => {
   const map = { values: [0, 1, 2, 3, 5, 8], h: 2, w: 3 };
   const fine = resample(map, 8, 12);
   for (const [row, column] of [[0, 0], [3, 5], [7, 11], [4, 2]]) {
@@ -76,8 +76,8 @@ test("a term runs from 0 to 1, and a flat one is zeros", () => {
   close(termOf({ values: [7, 7], h: 1, w: 2 }, 2, 2), [0, 0, 0, 0]);
 });
 
-test("values for people", () => {
-  assert.deepEqual([0, 0.123456, -12345.6, 1e-7, 2.5e9, null, NaN].map(shown), [
+test("values are formatted", () => {
+  assert.deepEqual([0, 0.123456, -12345.6, 1e-7, 2.5e9, null, NaN].map(formatValue), [
     "0", "0.123", "-12300", "1.00e-7", "2.50e+9", "–", "–",
   ]);
 });
@@ -97,7 +97,7 @@ test("colours", () => {
   const tables = new DataView(Uint8Array.of(9, ...table, ...table.map((value) => 255 - value)).buffer, 1);
   assert.equal(tableOf(tables, ["up", "down"], "down")[0], 255);
   assert.equal(tableOf(tables, ["up", "down"], "none")[0], 0);
-  assert.match(gradient(table), /^linear-gradient\(to right, rgb\(0,0,0\),.*rgb\(255,255,255\)\)$/);
+  assert.match(cssGradient(table), /^linear-gradient\(to right, rgb\(0,0,0\),.*rgb\(255,255,255\)\)$/);
 });
 
 test("a contour lies where the value is crossed", () => {
@@ -118,17 +118,17 @@ test("where a map lies in its photo", () => {
   assert.deepEqual(apply(mapTransform([10, 20, 30, 60], 2), 0, 0), [20, 40]);
   assert.deepEqual(apply(mapTransform([10, 20, 30, 60], 2), 1, 1), [60, 120]);
   assert.deepEqual(apply(mapTransform([30, 0, 10, 8], 1), 0, 0), [30, 0]);
-  assert.deepEqual(inMap([10, 20, 30, 60], 15, 30), [0.25, 0.25]);
-  assert.deepEqual(inMap([30, 0, 10, 8], 25, 2), [0.25, 0.25]);
-  assert.equal(inMap([10, 20, 30, 60], 9, 30), null);
+  assert.deepEqual(mapCoordinates([10, 20, 30, 60], 15, 30), [0.25, 0.25]);
+  assert.deepEqual(mapCoordinates([30, 0, 10, 8], 25, 2), [0.25, 0.25]);
+  assert.equal(mapCoordinates([10, 20, 30, 60], 9, 30), null);
   assert.deepEqual(fineGrid(7, 14, 224), [112, 224]);
   assert.deepEqual(fineGrid(300, 300, 224), [300, 300]);
 });
 
-test("only the rows in sight", () => {
-  assert.deepEqual(rowsInSight(0, 500, 50, 10_000), [0, 14]);
-  assert.deepEqual(rowsInSight(5000, 500, 50, 10_000), [96, 114]);
-  assert.deepEqual(rowsInSight(1e9, 500, 50, 20), [20, 20]);
+test("only the visible rows", () => {
+  assert.deepEqual(visibleRows(0, 500, 50, 10_000), [0, 14]);
+  assert.deepEqual(visibleRows(5000, 500, 50, 10_000), [96, 114]);
+  assert.deepEqual(visibleRows(1e9, 500, 50, 20), [20, 20]);
 });
 
 const state = { target: "dog", method: "a", layer: "l", meta: "off", combine: "off", compare: "off", others: [] };
@@ -139,11 +139,11 @@ test("panes", () => {
   assert.deepEqual(methods.map(({ method }) => method), ["a", "b", "c", "d"]);
   const layers = panesOf({ ...state, combine: "sum", compare: "layer", others: ["k"] });
   assert.deepEqual(layers.map(({ layer, combine: how }) => [layer, how]), [["l", "sum"], ["k", "off"]]);
-  assert.equal(another(["a", "b", "c"], ["b"]), "c");
-  assert.equal(another(["a", "b", "c"], ["b", "c"]), "a");
-  assert.equal(another(["a"], ["a"]), null);
-  assert.equal(partKey(0, "x", "off", 0.1), partKey(0, "x", "off", 0.2));
-  assert.notEqual(partKey(0, "x", "ascent", 0.1), partKey(0, "x", "ascent", 0.2));
+  assert.equal(nextChoice(["a", "b", "c"], ["b"]), "c");
+  assert.equal(nextChoice(["a", "b", "c"], ["b", "c"]), "a");
+  assert.equal(nextChoice(["a"], ["a"]), null);
+  assert.equal(mapKey(0, "x", "off", 0.1), mapKey(0, "x", "off", 0.2));
+  assert.notEqual(mapKey(0, "x", "ascent", 0.1), mapKey(0, "x", "ascent", 0.2));
 });
 
 test("weights", () => {
@@ -156,30 +156,30 @@ test("words of a sentence", () => {
   assert.equal(spanKey(words, 1, 3), "a [red star]");
   assert.equal(spanKey(words, 0, 3), "a red star");
   assert.equal(spanKey(["a"], 0, 1), "[a]");
-  assert.deepEqual(spanOf("a [red star]"), { words, whole: false, start: 1, stop: 3 });
-  assert.deepEqual(spanOf("a red star"), { words, whole: true, start: 0, stop: 3 });
-  assert.deepEqual(spanOf("[a]"), { words: ["a"], whole: false, start: 0, stop: 1 });
+  assert.deepEqual(spanOf("a [red star]"), { words, isCaption: false, start: 1, stop: 3 });
+  assert.deepEqual(spanOf("a red star"), { words, isCaption: true, start: 0, stop: 3 });
+  assert.deepEqual(spanOf("[a]"), { words: ["a"], isCaption: false, start: 0, stop: 1 });
   for (let start = 0; start < 3; start++) {
     for (let stop = start + 1; stop <= 3; stop++) {
       const span = spanOf(spanKey(words, start, stop));
       assert.deepEqual([span.start, span.stop], [start, stop]);
     }
   }
-  const asked = { start: 2, stop: 4, whole: false };
-  assert.deepEqual(extended(asked, 5, true), [2, 6]);
-  assert.deepEqual(extended(asked, 0, true), [0, 4]);
-  assert.deepEqual(extended(asked, 5, false), [5, 6]);
-  assert.deepEqual(extended({ ...asked, whole: true }, 5, true), [5, 6]);
+  const current = { start: 2, stop: 4, isCaption: false };
+  assert.deepEqual(extendedSpan(current, 5, true), [2, 6]);
+  assert.deepEqual(extendedSpan(current, 0, true), [0, 4]);
+  assert.deepEqual(extendedSpan(current, 5, false), [5, 6]);
+  assert.deepEqual(extendedSpan({ ...current, isCaption: true }, 5, true), [5, 6]);
 });
 
 test("the ruler of resolutions", () => {
   const layers = [[8, 8], [8, 8], [4, 6], [8, 8]].map((size) => ({ size }));
-  assert.deepEqual(stretches(layers), [["8²", 2], ["4×6", 1], ["8²", 1]]);
+  assert.deepEqual(resolutionRuns(layers), [["8²", 2], ["4×6", 1], ["8²", 1]]);
 });
 
-test("which keys stay inside", () => {
-  const ours = (key, more = {}) => isOurs({ key, ...more });
-  assert.ok(ours("b") && ours("ArrowUp") && ours("Enter") && ours("M", { shiftKey: true }));
-  assert.ok(!ours("Tab") && !ours("Escape") && !ours("s", { ctrlKey: true }) && !ours("k", { metaKey: true }));
-  assert.ok(!ours("Enter", { shiftKey: true }));
+test("which keys are kept from the host", () => {
+  const kept = (key, more = {}) => isViewerKey({ key, ...more });
+  assert.ok(kept("b") && kept("ArrowUp") && kept("Enter") && kept("M", { shiftKey: true }));
+  assert.ok(!kept("Tab") && !kept("Escape") && !kept("s", { ctrlKey: true }) && !kept("k", { metaKey: true }));
+  assert.ok(!kept("Enter", { shiftKey: true }));
 });

@@ -72,7 +72,7 @@ def test_without_a_program_there_is_a_picture(browser: Any, classifier: Any, pho
     page.context.close()
 
 
-def test_a_place_that_cannot_be_written_is_one_sentence(classifier: Any, photo: Path, tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_one_sentence(classifier: Any, photo: Path, tmp_path: Path) -> None:
     viewer = view(classifier, photo, layers="layer4")
-    with pytest.raises(GradlightError, match=r"the page cannot be written .* Name a folder that is there"):
+    with pytest.raises(GradlightError, match=r"the page cannot be written .* Name a folder that exists"):
         viewer.save_html(tmp_path / "none" / "v.html")

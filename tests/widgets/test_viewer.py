@@ -19,8 +19,9 @@ import traitlets
 import gradlight as gl
 from gradlight.errors import GradlightError
 from gradlight.models.objective import Target
-from gradlight.widgets import live_source as live
-from gradlight.widgets.map_sources import bracketed, choices_of, class_keys, sentence_of, single
+from gradlight.widgets.live_source import LiveSource, live_source
+from gradlight.widgets.map_sources import bracketed, choices_of, class_keys, select_target, sentence_of
+from gradlight.widgets.options import DISPLAY_OPTIONS, OPTIONS
 from gradlight.widgets.payload import MapKey, pack
 from gradlight.widgets.view import view
 from gradlight.widgets.viewer import Viewer
@@ -145,16 +146,16 @@ def test_a_method_is_offered_where_it_is_defined(classifier: Any, photo: Path) -
 def test_only_the_last_request_is_shown(classifier: Any, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     viewer = view(classifier, photo, layers="layer4")
     made: list[str] = []
-    slow = live.LiveSource.maps
+    slow = LiveSource.maps
 
-    def maps(self: Any, part: MapKey, methods: Any, watch: CancelToken) -> Any:
+    def maps(self: Any, key: MapKey, methods: Any, token: CancelToken) -> Any:
         for _ in range(20):
-            watch.step(0.0)
+            token.step(0.0)
             time.sleep(0.01)
-        made.append(part.target)
-        return slow(self, part, methods, watch)
+        made.append(key.target)
+        return slow(self, key, methods, token)
 
-    monkeypatch.setattr(live.LiveSource, "maps", maps)
+    monkeypatch.setattr(LiveSource, "maps", maps)
     labels = [label for label in classifier.labels if label != viewer.target][:6]
     begin = time.perf_counter()
     for label in labels:
@@ -170,13 +171,13 @@ def test_cancelling_goes_back_to_what_was_shown(classifier: Any, photo: Path, mo
     viewer = view(classifier, photo, layers="layer4")
     before, begun = viewer.target, threading.Event()
 
-    def forever(self: Any, part: MapKey, methods: Any, watch: CancelToken) -> Any:
+    def forever(self: Any, key: MapKey, methods: Any, token: CancelToken) -> Any:
         while True:
-            watch.step(0.5)
+            token.step(0.5)
             begun.set()
             time.sleep(0.005)
 
-    monkeypatch.setattr(live.LiveSource, "maps", forever)
+    monkeypatch.setattr(LiveSource, "maps", forever)
     viewer.target = "purple"
     assert begun.wait(5)
     assert viewer.work["state"] == "busy"
@@ -197,7 +198,7 @@ def test_an_error_in_the_background_is_one_sentence(
     def broken(*_: Any) -> Any:
         raise RuntimeError("the network is gone")
 
-    monkeypatch.setattr(live.LiveSource, "maps", broken)
+    monkeypatch.setattr(LiveSource, "maps", broken)
     viewer.target = "purple"
     assert viewer.wait(5)
     assert viewer.work == {"state": "failed", "text": "RuntimeError: the network is gone"}
@@ -205,13 +206,13 @@ def test_an_error_in_the_background_is_one_sentence(
 
 
 def test_the_network_is_left_as_it_was_when_it_is_called_off(classifier: Any, photo: Path) -> None:
-    source = live.live(classifier, photo, ["normgrad"], "all")
+    source = live_source(classifier, photo, ["normgrad"], "all")
     before = {name: tensor.clone() for name, tensor in classifier.network.state_dict().items()}
-    told: list[float] = []
-    watch = CancelToken(lambda part: (told.append(part), watch.stop() if part > 0.5 else None))
+    reported: list[float] = []
+    token = CancelToken(lambda progress: (reported.append(progress), token.stop() if progress > 0.5 else None))
     with pytest.raises(Cancelled):
-        source.maps(MapKey(0, "star"), ["normgrad"], watch)
-    assert 0.5 < told[-1] < 0.6
+        source.maps(MapKey(0, "star"), ["normgrad"], token)
+    assert 0.5 < reported[-1] < 0.6
     assert all(tensor.equal(before[name]) for name, tensor in classifier.network.state_dict().items())
     assert not any(module._forward_hooks for module in classifier.network.modules())
     assert all(parameter.requires_grad for parameter in classifier.network.parameters())
@@ -221,7 +222,7 @@ def test_a_worker_ends_with_its_work() -> None:
     done: list[int] = []
     worker = Worker(lambda _: None, lambda error: done.append(-1))
     for number in range(5):
-        worker.ask(lambda watch, number=number: done.append(number))
+        worker.submit(lambda token, number=number: done.append(number))
     assert worker.wait(5)
     assert done[-1] == 4
     time.sleep(0.05)
@@ -238,6 +239,75 @@ def test_a_notebook_keeps_a_picture(classifier: Any, captioner: Any, photo: Path
     seen.add(view(captioner, photo, layers="stages").picture())
     assert len(seen) == 5
     assert all(picture.startswith(b"\x89PNG") for picture in seen)
+
+
+@pytest.fixture(scope="module")
+def drawn(classifier: Any, photo: Path) -> Viewer:
+    return view(classifier, photo, layers=["layer3", "layer4"], methods=["normgrad", "linear_approx"])
+
+
+@pytest.mark.parametrize("method", ["normgrad", "linear_approx"])
+@pytest.mark.parametrize("name", [name for name in DISPLAY_OPTIONS if OPTIONS[name].values])
+def test_the_picture_differs_with_every_display_option(drawn: Viewer, name: str, method: str) -> None:
+    option = OPTIONS[name]
+    pictures = set()
+    drawn.method = method
+    for value in option.values:
+        setattr(drawn, name, value)
+        pictures.add(drawn.picture())
+    setattr(drawn, name, option.default)
+    # "auto" is one of the other values.
+    assert len(pictures) == len(option.values) - ("auto" in option.values)
+
+
+def test_the_picture_differs_with_opacity_weights_and_comparisons(drawn: Viewer) -> None:
+    pictures = [drawn.picture()]
+    for changes in (
+        {"opacity": 0.3},
+        {"combine": "sum"},
+        {"weights": {"layer3": 0.0}},
+        {"weights": {}, "weighting": "uniform"},
+        {"compare": "layer", "others": ["layer3"]},
+        {"compare": "method", "others": ["linear_approx"]},
+    ):
+        drawn.change(**changes)
+        pictures.append(drawn.picture())
+    drawn.change(**{name: OPTIONS[name].default for name in ("opacity", "combine", "weighting", "compare", "others")})
+    assert len(set(pictures)) == len(pictures)
+    assert drawn.picture() == pictures[0]
+
+
+def test_a_picture_of_flat_maps_and_of_no_maps(classifier: Any, photo: Path) -> None:
+    maps = gl.explain(classifier, photo, layers=["layer3", "layer4"])
+    maps.rows("selective_normgrad", "layer4")[:] = 3.0
+    maps.rows("selective_normgrad", "layer3")[0, 0] = float("nan")
+    viewer = view(maps)
+    for layer in ("layer3", "layer4"):
+        for display in OPTIONS["display"].values:
+            viewer.change(layer=layer, display=display, normalisation="symmetric")
+            assert viewer.picture().startswith(b"\x89PNG")
+    viewer.change(combine="product", weights={"layer3": 0.0, "layer4": 0.0})
+    assert viewer.picture().startswith(b"\x89PNG")
+
+
+def test_traits_docstrings_and_page_derive_from_one_table(drawn: Viewer) -> None:
+    own = {name for name in Viewer.class_own_traits(sync=True) if not name.startswith("_")}
+    assert own - {"about", "scene", "work", "found", "listing"} == set(OPTIONS)
+    for name, option in OPTIONS.items():
+        trait = Viewer.class_own_traits()[name]
+        assert trait.help == option.help
+        assert trait.default() == option.default
+        if option.values:
+            assert trait.values == list(option.values)
+            assert drawn.about["options"][name] == [list(pair) for pair in option.values.items()]
+        assert drawn.about["controls"][name]["label"] == option.label
+        for documented in (view, Viewer):
+            assert documented.__doc__ is not None
+            assert all(line in documented.__doc__ for line in option.format_help().splitlines())
+    with pytest.raises(traitlets.TraitError):
+        drawn.display = "side"
+    with pytest.raises(traitlets.TraitError):
+        drawn.opacity = 1.5
 
 
 def test_the_words_of_finished_maps() -> None:
@@ -270,7 +340,9 @@ def _pixels(picture: Any) -> Any:
 
 def test_one_target_of_several_is_taken(classifier: Any, photo: Path) -> None:
     maps = gl.explain(classifier, photo, "top2", layers="layer4")
-    assert single(maps, 1)["selective_normgrad", "layer4"][0, 0].equal(maps["selective_normgrad", "layer4"][0, 1])
+    assert select_target(maps, 1)["selective_normgrad", "layer4"][0, 0].equal(
+        maps["selective_normgrad", "layer4"][0, 1]
+    )
 
 
 @pytest.mark.parametrize(

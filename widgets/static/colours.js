@@ -1,18 +1,18 @@
-// Values to colours. Pure.
+// Values to colours. Pure functions.
 
-// Sixteen colours of a table of 256 (bytes r, g, b), for a CSS gradient.
-export function gradient(table) {
+// A CSS gradient of sixteen colours of a table (256 colours, bytes r, g, b).
+export function cssGradient(table) {
   const stops = Array.from({ length: 16 }, (_, i) => `rgb(${table.slice(51 * i, 51 * i + 3)})`);
   return `linear-gradient(to right, ${stops.join(",")})`;
 }
 
-// The bytes of one colour table among the concatenated ones.
+// The bytes of one of the concatenated colour tables.
 export function tableOf(view, names, name) {
   return new Uint8Array(view.buffer, view.byteOffset + 768 * Math.max(names.indexOf(name), 0), 768);
 }
 
-// Values to pixels (r, g, b, a). Laid over a photo a place is as opaque as it is strong (far from the bottom, or from
-// the middle of a symmetric range); with an opacity of null all are opaque.
+// Values to pixels (r, g, b, a). In an overlay a location is as opaque as it is strong (far from the low end, or from the
+// middle of a symmetric range); with an opacity of null all locations are opaque. picture.py does the same.
 export function paint(values, { range: [low, high], table, symmetric, opacity }) {
   const steps = Uint32Array.from({ length: 256 }, (_, i) => {
     const strength = symmetric ? Math.abs(i / 127.5 - 1) : i / 255;

@@ -1,13 +1,13 @@
-// Lines of equal value, by marching squares. Pure.
+// Lines of equal value, by marching squares. A pure function.
 
-// Which sides of a cell a line joins, for each pattern of its corners above the level (1 top left, 2 top right, 4 bottom
-// right, 8 bottom left). Sides: 0 top, 1 right, 2 bottom, 3 left.
+// The sides of a cell that a line connects, by the corners above the level (1 top left, 2 top right, 4 bottom right,
+// 8 bottom left). Sides: 0 top, 1 right, 2 bottom, 3 left.
 const SIDES = [
   [], [[3, 0]], [[0, 1]], [[3, 1]], [[1, 2]], [[3, 0], [1, 2]], [[0, 2]], [[3, 2]],
   [[2, 3]], [[0, 2]], [[0, 1], [2, 3]], [[1, 2]], [[1, 3]], [[0, 1]], [[0, 3]], [],
 ];
 
-// Segments [x1, y1, x2, y2] where a map's values cross a level; 0…1 over the map, cell centres as in `resample`.
+// Segments [x1, y1, x2, y2] where the values of a map cross a level, in 0…1 over the map; cell centres as in `resample`.
 export function contour({ values, h, w }, level) {
   const segments = [];
   const cross = (a, b) => (level - a) / (b - a);

@@ -1,12 +1,12 @@
-// What every part of the page stands on: the traits as `s`, elements that clean up after themselves, and questions to
-// Python.
+// What all controls share: the traits as `s`, elements whose listeners are removed together, and messages to Python.
 
-const ECHO = 80;
+// A series of changes is sent to Python once it pauses for this many milliseconds.
+const SAVE_DELAY = 80;
 
 export function createPage(model, store) {
-  const gone = new AbortController();
-  const page = `gl${Math.random()}`;
-  const heard = [];
+  const lifetime = new AbortController();
+  const prefix = `gl${Math.random()}`;
+  const removers = [];
   let [saving, ids] = [0, 0];
 
   function flush() {
@@ -14,49 +14,49 @@ export function createPage(model, store) {
     clearTimeout(saving);
     saving = 0;
   }
-  // s.layer reads a trait; s.layer = "…" changes it: every display sees it at once, Python when the hand rests.
+  // s.layer reads a trait; s.layer = "…" changes it: in every display at once, in Python after SAVE_DELAY.
   const s = new Proxy({}, {
     get: (_, name) => model.get(name),
     set: (_, name, value) => {
       model.set(name, value);
       clearTimeout(saving);
-      saving = setTimeout(flush, ECHO);
+      saving = setTimeout(flush, SAVE_DELAY);
       return true;
     },
   });
-  // A question is asked after what it stands on has been told.
-  function ask(question) {
+  // Python receives pending changes before the message, which may depend on them.
+  function send(message) {
     flush();
-    model.send(question);
+    model.send(message);
   }
-  function hear(name, then) {
-    model.on(`change:${name}`, then);
-    heard.push(() => model.off(`change:${name}`, then));
+  function listen(name, listener) {
+    model.on(`change:${name}`, listener);
+    removers.push(() => model.off(`change:${name}`, listener));
   }
-  // h("p.gl-note", { title: "…", onclick: f }, "text"): on… are listeners, false and null leave an attribute out.
+  // h("p.gl-note", { title: "…", onclick: f }, "text"): on… adds a listener, false and null leave an attribute out.
   function h(kind, attributes = {}, ...children) {
     const [tag, style] = kind.split(".");
     const node = document.createElement(tag);
     if (style) node.className = style;
     if (tag === "button") node.type = tag;
     for (const [name, value] of Object.entries(attributes)) {
-      if (name.startsWith("on")) node.addEventListener(name.slice(2), value, { signal: gone.signal });
+      if (name.startsWith("on")) node.addEventListener(name.slice(2), value, { signal: lifetime.signal });
       else if (value !== false && value !== null) node.setAttribute(name, value);
     }
     node.append(...children);
     return node;
   }
-  function leave() {
+  function dispose() {
     flush();
-    gone.abort();
-    heard.forEach((off) => off());
+    lifetime.abort();
+    removers.forEach((remove) => remove());
   }
-  const unique = () => `${page}-${(ids += 1)}`;
-  return { s, ask, hear, h, unique, leave, store, signal: gone.signal };
+  const uniqueId = () => `${prefix}-${(ids += 1)}`;
+  return { s, send, listen, h, uniqueId, dispose, store, signal: lifetime.signal };
 }
 
-// Replace an element's children only where they differ, so that what has the focus keeps it.
-export function replaced(node, key, children) {
+// Replace the children of an element only when `key` has changed, which keeps the focus inside.
+export function replaceChildren(node, key, children) {
   const text = JSON.stringify(key);
   if (node.dataset.key !== text) node.replaceChildren(...children());
   node.dataset.key = text;
@@ -67,46 +67,56 @@ export function setText(node, text) {
 }
 
 // Check the radio button that has a value.
-export function check(node, value) {
+export function checkRadio(node, value) {
   for (const radio of node.querySelectorAll("[type=radio]")) radio.checked = radio.value === value;
 }
 
-// A labelled control.
-export function field({ h, unique }, label, control) {
-  control.id = unique();
-  return h("div.gl-field", {}, h("label", { for: control.id }, label), control);
+// A control with a label; options.py has the labels and the tooltips of traits.
+export function field({ h, uniqueId }, { label, help = null }, control) {
+  control.id = uniqueId();
+  return h("div.gl-field", { title: help }, h("label", { for: control.id }, label), control);
 }
 
-// A drop-down. options(): [value, text] of each.
-export function dropDown(page, label, options, value, pick) {
+// A drop-down list. choices(): [value, text] of each.
+export function dropDown(page, caption, choices, value, pick) {
   const { h } = page;
   const select = h("select", { onchange: () => pick(select.value) });
   const sync = () => {
-    const found = options();
-    replaced(select, found, () => found.map(([name, text]) => h("option", { value: name }, text)));
+    const pairs = choices();
+    replaceChildren(select, pairs, () => pairs.map(([name, text]) => h("option", { value: name }, text)));
     select.value = value();
   };
-  return { el: field(page, label, select), sync };
+  return { el: field(page, caption, select), sync };
 }
 
-// The drop-down of a trait that has a few known values.
-export function traitList(page, label, name) {
+// The drop-down list of a trait that has a list of allowed values.
+export function traitList(page, name) {
   const { s } = page;
-  return dropDown(page, label, () => s.about.options[name], () => s[name], (value) => (s[name] = value));
+  const pick = (value) => (s[name] = value);
+  return dropDown(page, s.about.controls[name], () => s.about.options[name], () => s[name], pick);
 }
 
-// The same as a row of radio buttons that looks like one switch.
-export function traitSwitch({ h, s, unique }, legend, name) {
-  const group = unique();
+// The same as a row of radio buttons, styled as one switch.
+export function traitSwitch({ h, s, uniqueId }, name) {
+  const { label, help } = s.about.controls[name];
+  const group = uniqueId();
   const row = h("div");
-  const el = h("fieldset.gl-switch", {}, h("legend", {}, legend), row);
-  const one = ([value, text]) => {
+  const el = h("fieldset.gl-switch", { title: help }, h("legend", {}, label), row);
+  const button = ([value, text]) => {
     const radio = h("input", { type: "radio", name: group, value, onchange: () => (s[name] = value) });
     return h("label", {}, radio, h("span", {}, text));
   };
   const sync = () => {
-    replaced(row, 0, () => s.about.options[name].map(one));
-    check(row, s[name]);
+    replaceChildren(row, 0, () => s.about.options[name].map(button));
+    checkRadio(row, s[name]);
   };
   return { el, sync };
+}
+
+// The input of a trait that is a number, within the bounds of the trait. type: "range" or "number".
+export function numberInput({ h, s }, name, type, step) {
+  const { min, max = null } = s.about.controls[name];
+  const change = () => input.value && input.checkValidity() && (s[name] = Number(input.value));
+  const input = h("input", { type, min, max, step, [type === "range" ? "oninput" : "onchange"]: change });
+  return input;
 }
