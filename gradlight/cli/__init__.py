@@ -1,5 +1,5 @@
-"""The command line: `app` holds the commands; each command's work is a file of its own, imported when it runs."""
+"""Command line: `app` declares the commands; the code of each command is in its own module, imported when it runs."""
 
-from .app import app, main
+from .app import main
 
-__all__ = ["app", "main"]
+__all__ = ["main"]
