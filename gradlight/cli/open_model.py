@@ -25,8 +25,9 @@ __all__ = ["ModelOptions", "ReadPhoto", "open_captioner", "open_model", "read_ph
 
 _CAPTIONER = "captioner/"
 
-# At float32 and 224 x 224 this is 3,500 photos, or 60 with their originals of 12 megapixels.
-_MAX_BYTES_HELD = 2 << 30
+# The preprocessed pixels of 1,700 photos at 224 x 224, or 30 decoded photos of 12 megapixels. Beyond this, photos are
+# decoded again when they are explained or drawn.
+_MAX_BYTES_HELD = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -178,11 +179,15 @@ def read_photos(
         except GradlightError as error:
             failures.append((str(path), str(error)))
             continue
-        if keep_originals and preprocess.original is not None:
-            record = replace(record, held=preprocess.original)
-            bytes_held += 3 * record.width * record.height
+        if bytes_held + pixels.nbytes > _MAX_BYTES_HELD:
+            readable.append(ReadPhoto(path))
+            continue
         bytes_held += pixels.nbytes
-        readable.append(ReadPhoto(path, pixels[0], record) if bytes_held <= _MAX_BYTES_HELD else ReadPhoto(path))
+        original_bytes = 3 * record.width * record.height
+        if keep_originals and bytes_held + original_bytes <= _MAX_BYTES_HELD:
+            record = replace(record, held=preprocess.original)
+            bytes_held += original_bytes
+        readable.append(ReadPhoto(path, pixels[0], record))
     if not readable:
         raise GradlightError(f"None of {len(failures)} images can be read. The first: {failures[0][1]}")
     for _, reason in failures:

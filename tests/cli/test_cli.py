@@ -150,7 +150,7 @@ def test_each_photo_is_decoded_once(  # type: ignore[no-untyped-def]
         assert torch.equal(stored[key], maps[key])
 
 
-@pytest.mark.parametrize("capacity", [0, 160 * 160 * 3 * 4])
+@pytest.mark.parametrize("capacity", [0, 160 * 160 * 3 * 4, 2 * 160 * 160 * 3 * 4])
 def test_photos_beyond_the_memory_for_them_are_decoded_again(  # type: ignore[no-untyped-def]
     run, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capacity: int
 ) -> None:
