@@ -1,5 +1,5 @@
 # `make demo` explains the sample scenes (and PHOTOS="a.jpg b.jpg"); `make test` runs the tests that are not slow.
-# Both make .venv and install what they need.
+# Both create .venv and install what they need.
 PYTHON ?= python3
 PHOTOS ?=
 BIN := .venv/bin
@@ -15,10 +15,11 @@ test: .venv/.dev
 check: .venv/.dev
 	bash .ci/run
 
-# About twenty-five minutes on two cores that do nothing else; `.venv/bin/python benchmarks/bench.py NAME` runs one.
+# About twenty-five minutes on two idle cores; `.venv/bin/python benchmarks/bench.py NAME` runs one benchmark.
 bench: .venv/.bench
 	$(BIN)/python benchmarks/bench.py
 
+# The numbers of the bundled networks in docs/results.md.
 figures: .venv/.dev
 	$(BIN)/python benchmarks/scenes_map.py
 	$(BIN)/gradlight evaluate caption_truth
@@ -30,7 +31,7 @@ screenshots: .venv/.dev browser
 notebooks: .venv/.dev
 	$(BIN)/python notebooks/execute.py
 
-# What the tests of the viewer in a browser stand on (Debian); without it they are skipped, with a sentence.
+# A browser (Debian) and the packages for the tests of the viewer; without a browser these tests are skipped.
 browser: tests/widgets/node_modules
 	command -v chromium >/dev/null || { apt-get -qq update && apt-get -qq install --yes chromium >/dev/null; }
 

@@ -1,4 +1,4 @@
-"""`python -m gradlight` is the command line."""
+"""Entry point of `python -m gradlight`, which runs the command line."""
 
 from .cli.app import main
 

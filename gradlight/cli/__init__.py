@@ -1,1 +1,1 @@
-"""The command line: `app` holds the commands; each command's work is a file of its own, imported when it runs."""
+"""Command line: `app` declares the commands; the code of each command is in its own module, imported when it runs."""

@@ -1,4 +1,4 @@
-"""What the subcommands about captioners do: caption, convert, and training."""
+"""Commands for captioners: caption photos, convert a checkpoint, train a network."""
 
 from __future__ import annotations
 
@@ -10,60 +10,87 @@ from ..errors import GradlightError, nearest
 from ..models.captioner.checkpoints import read_checkpoint
 from ..models.captioner.format import write_folder
 from ..models.captioner.search import DecodingOptions
-from .console import interactive, notice
-from .open_model import ModelOptions, open_captioner, readable
+from .console import is_interactive, print_notice
+from .open_model import ModelOptions, open_captioner, read_photos
 
-__all__ = ["caption_images", "convert", "train_network"]
+__all__ = ["caption_images", "convert_checkpoint", "train_network"]
 
 _TRAININGS = ("scenes", "captioner")
 
 
-def caption_images(images: list[Path], source: ModelOptions, saying: DecodingOptions, as_json: bool) -> int:
-    """Print a caption of each photo; give the exit status. Photos that cannot be read are left out and told."""
-    good, failures = readable(images)
-    model = open_captioner(source)
-    for path in good:
-        caption = model.caption(path, **saying.describe())[0]
+def caption_images(images: list[Path], model_options: ModelOptions, decoding: DecodingOptions, as_json: bool) -> int:
+    """Print a caption of each photo; photos that cannot be read are left out, with a notice.
+
+    Args:
+        images: photos, or folders of photos.
+        model_options: the options that name the captioner.
+        decoding: how the captions are decoded.
+        as_json: print one JSON object per line, with words and log-probabilities.
+
+    Returns:
+        The exit status: 1 if some photos cannot be read, else 0.
+    """
+    model = open_captioner(model_options)
+    readable, failures = read_photos(images, model)
+    for photo in readable:
+        caption = model.caption(photo.image, **decoding.describe())[0]
         if as_json:
-            record = {"image": str(path), "caption": caption.text, "log_prob": caption.log_prob}
+            record = {"image": str(photo.path), "caption": caption.text, "log_prob": caption.log_prob}
             words = {"words": caption.words, "word_log_probs": caption.word_log_probs}
             print(json.dumps({**record, **words}, ensure_ascii=False))
         else:
-            print(f"{path}: {caption.text} (log-probability {caption.log_prob:.2f})")
+            print(f"{photo.path}: {caption.text} (log-probability {caption.log_prob:.2f})")
     return 1 if failures else 0
 
 
-def convert(source: Path, folder: Path) -> None:
-    """Write a captioner of another project as a folder of our own."""
-    found = read_checkpoint(source)
-    write_folder(folder, found, {**found.facts, "converted from": source.name})
-    eye = "with its encoder" if found.encoder_state is not None else "without an encoder, which its files do not hold"
-    print(f"wrote {folder}: {found.project}, {found.family}, {len(found.vocabulary)} words, {eye}")
+def convert_checkpoint(source: Path, folder: Path) -> None:
+    """Convert a captioner of another project to a folder in this project's format.
+
+    Args:
+        source: a checkpoint of a supported project: its file or its folder.
+        folder: the folder to write.
+    """
+    checkpoint = read_checkpoint(source)
+    write_folder(folder, checkpoint, {**checkpoint.facts, "converted from": source.name})
+    encoder = (
+        "with its encoder"
+        if checkpoint.encoder_state is not None
+        else "without an encoder, which its files do not contain"
+    )
+    vocabulary_size = len(checkpoint.vocabulary)
+    print(f"wrote {folder}: {checkpoint.project}, {checkpoint.family}, {vocabulary_size} words, {encoder}")
 
 
-def train_network(what: str, out: Path | None, options: dict[str, Any], photos: dict[str, Any]) -> None:
-    """Train a network: the scenes classifier, a captioner of scenes, or one of photos with captions.
+def train_network(what: str, out: Path | None, options: dict[str, Any], photo_options: dict[str, Any]) -> None:
+    """Train a network: the scenes classifier, a captioner of scenes, or a captioner of photos.
 
-    options: for every training. photos: of the training on photos; its captions and images are None for scenes.
+    Args:
+        what: "scenes" or "captioner".
+        out: the file (scenes) or the folder (captioner) to write; None is "scenes.safetensors" or "captioner".
+        options: keyword arguments of every training.
+        photo_options: keyword arguments of the training on photos; "captions" and "images" are None for scenes.
+
+    Raises:
+        GradlightError: there is no such training, or only one of captions and images is given.
     """
     if what not in _TRAININGS:
         known = ", ".join(_TRAININGS)
         raise GradlightError(f"There is no training of {what!r}.{nearest(what, _TRAININGS)} Known: {known}.")
-    if (photos["captions"] is None) != (photos["images"] is None):
+    if (photo_options["captions"] is None) != (photo_options["images"] is None):
         raise GradlightError("--captions and --images go together: a captions JSON, and the folder of its photos.")
     if what == "scenes":
         from ..models.scenes.classifier import train as train_classifier
 
-        print(train_classifier(out or Path("scenes.safetensors"), progress=interactive(), **options))
+        print(train_classifier(out or Path("scenes.safetensors"), progress=is_interactive(), **options))
         return
     folder = out or Path("captioner")
-    if photos["captions"] is None:
+    if photo_options["captions"] is None:
         from ..models.scenes.captioner import train as train_on_scenes
 
-        print(f"wrote {folder}: {train_on_scenes(folder, progress=interactive(), **options)}")
+        print(f"wrote {folder}: {train_on_scenes(folder, progress=is_interactive(), **options)}")
         return
     from ..models.captioner.coco_training import train as train_on_photos
 
-    given = {name: value for name, value in photos.items() if value is not None}
-    notice("training; after a stop, the same command goes on from the last whole epoch.")
-    print(f"wrote {folder}: {train_on_photos(folder, progress=interactive(), **options, **given)}")
+    chosen_options = {name: value for name, value in photo_options.items() if value is not None}
+    print_notice("training; the same command resumes a stopped training after the last complete epoch.")
+    print(f"wrote {folder}: {train_on_photos(folder, progress=is_interactive(), **options, **chosen_options)}")

@@ -1,4 +1,4 @@
-"""What `evaluate` does: an experiment, its tables on standard output or in a file, or a folder that it goes on with."""
+"""Command `evaluate`: run experiments; print their tables, write them to a file, or write a report into a folder."""
 
 from __future__ import annotations
 
@@ -13,54 +13,64 @@ from ..evaluation.ledger import Ledger
 from ..evaluation.report import Experiment, write_report
 from ..evaluation.tables import Result, as_json, csv, markdown
 from ..files import replace_file
-from .console import notice
-from .experiments import EXPERIMENTS, Options, Setting
+from .console import print_notice
+from .experiments import EXPERIMENTS, ExperimentContext, ExperimentOptions
 from .open_model import ModelOptions
 
-__all__ = ["evaluate"]
+__all__ = ["run_experiments"]
 
-_SAYING = ("word_pointing", "caption_truth")
-_PAPER = [name for name in EXPERIMENTS if name not in _SAYING]
+_CAPTION_EXPERIMENTS = ("word_pointing", "caption_truth")
+_PAPER_EXPERIMENTS = [name for name in EXPERIMENTS if name not in _CAPTION_EXPERIMENTS]
 
 
-def evaluate(experiment: str, source: ModelOptions, options: Options, out: Path | None, output: Path | None) -> None:
-    """Run an experiment, or "paper", all of them, and print its tables as Markdown.
+def run_experiments(
+    experiment: str, model_options: ModelOptions, options: ExperimentOptions, out: Path | None, output: Path | None
+) -> None:
+    """Run one experiment, or all of the paper's, and print the tables as Markdown.
 
-    out: a folder that gets a report (tables, pictures, figures) and goes on where an earlier run of it was stopped.
-    output: a file of the tables (.md, .csv) or of the figures too (.json).
+    Args:
+        experiment: the name of an experiment, or "paper".
+        model_options: the options that name the model.
+        options: the options of the experiments.
+        out: a folder for a report (tables, pictures, figures), which continues an earlier run that was stopped;
+            None is "report" for "paper", and no report for one experiment.
+        output: a file for the tables (.md, .csv), or for the tables and all figures (.json).
+
+    Raises:
+        GradlightError: the experiment, an option or the output is wrong.
     """
     name = experiment.replace("-", "_")
-    known = [*EXPERIMENTS, "paper"]
-    if name not in known:
-        raise GradlightError(f"There is no experiment {experiment!r}.{nearest(name, known)} Known: {', '.join(known)}.")
+    names = [*EXPERIMENTS, "paper"]
+    if name not in names:
+        raise GradlightError(f"There is no experiment {experiment!r}.{nearest(name, names)} Known: {', '.join(names)}.")
     _check_output(output)
     out = Path("report") if name == "paper" and out is None else out
-    setting = Setting(source, options, out)
+    context = ExperimentContext(model_options, options, out)
     if out is None:
-        results = [_run(name, setting)(Ledger(None, {}))]
+        results = [_experiment_runner(name, context)(Ledger(None, {}))]
     else:
-        asked = _PAPER if name == "paper" else [name]
-        about = {} if name in _SAYING else setting.about()
+        chosen = _PAPER_EXPERIMENTS if name == "paper" else [name]
         results = write_report(
-            [Experiment(each, _run(each, setting), _settings(each, options)) for each in asked],
+            [Experiment(each, _experiment_runner(each, context), _describe_options(each, options)) for each in chosen],
             out,
-            settings=about or {"model": source.name},
-            notify=notice,
+            settings={"model": model_options.name} if name in _CAPTION_EXPERIMENTS else context.describe(),
+            notify=print_notice,
         )
-        notice(f"wrote {out / 'README.md'}")
+        print_notice(f"wrote {out / 'README.md'}")
     print("\n".join(markdown(table) for result in results for table in result.tables))
     if output is not None:
-        _write(output, results)
+        _write_results(output, results)
 
 
-def _run(name: str, setting: Setting) -> Callable[[Ledger], Result]:
-    run, count = EXPERIMENTS[name]
-    return partial(run, setting, count)
+def _experiment_runner(name: str, context: ExperimentContext) -> Callable[[Ledger], Result]:
+    """Return an experiment as a function of its ledger alone."""
+    function, default_count = EXPERIMENTS[name]
+    return partial(function, context, default_count)
 
 
-def _settings(name: str, options: Options) -> dict[str, Any]:
+def _describe_options(name: str, options: ExperimentOptions) -> dict[str, Any]:
     """Describe what an experiment of a report depends on besides the model and the data, in JSON types."""
-    asked = {
+    values = {
         "count": options.count or EXPERIMENTS[name][1],
         "methods": options.methods,
         "layers": options.layers,
@@ -69,10 +79,11 @@ def _settings(name: str, options: Options) -> dict[str, Any]:
         "lr": options.rates if name in ("class_sensitivity", "meta_analysis") else None,
         "tolerance": options.tolerance if name in ("pointing_game", "baselines") else None,
     }
-    return {key: value for key, value in asked.items() if value is not None}
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _check_output(output: Path | None) -> None:
+    """Raise GradlightError for an output of an unknown kind or in a folder that does not exist."""
     if output is None:
         return
     if output.suffix.lower() not in (".json", ".md", ".csv"):
@@ -81,14 +92,15 @@ def _check_output(output: Path | None) -> None:
         raise GradlightError(f"{output}: the folder {output.absolute().parent} does not exist. Create it first.")
 
 
-def _write(output: Path, results: Sequence[Result]) -> None:
+def _write_results(output: Path, results: Sequence[Result]) -> None:
+    """Write tables, and for JSON all figures, to a file."""
     tables = [table for result in results for table in result.tables]
     if output.suffix.lower() == ".json":
-        found = [
+        records = [
             {"experiment": each.name, "figures": each.figures, "tables": [as_json(table) for table in each.tables]}
             for each in results
         ]
-        text = json.dumps(found[0] if len(found) == 1 else found, indent=1, ensure_ascii=False) + "\n"
+        text = json.dumps(records[0] if len(records) == 1 else records, indent=1, ensure_ascii=False) + "\n"
     else:
         text = "\n".join((csv if output.suffix.lower() == ".csv" else markdown)(table) for table in tables)
     replace_file(output, text.encode())

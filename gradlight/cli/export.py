@@ -1,4 +1,4 @@
-"""What `export` and `merge` do, once there is work to do."""
+"""Commands `export` and `merge`: from the options to an export of a data set; joining files of maps."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from ..export.run import ExportOptions, export
 from ..export.sources import find_items
 from ..models.base import Explainable
 from ..models.captioner import Captioner
-from .console import interactive
+from .console import is_interactive
 from .explain import ExplainOptions, parse_combine, parse_meta, split_list
 from .open_model import ModelOptions, open_model
 
-__all__ = ["ExportJob", "Ways", "merge_files", "run"]
+__all__ = ["DatasetOptions", "ExecutionOptions", "export_dataset", "merge_files"]
 
-_LOGS: dict[str, Callable[[], Reporter]] = {"bar": lambda: Bar(interactive()), "json": JsonLines}
+_REPORTERS: dict[str, Callable[[], Reporter]] = {"bar": lambda: Bar(is_interactive()), "json": JsonLines}
 
 
 @dataclass(frozen=True)
-class ExportJob:
-    """The options of `export` about its source and its output, as they were typed."""
+class DatasetOptions:
+    """The options of `export` about its source and its output, as strings of the command line."""
 
     source: str
     annotations: Path | None
@@ -45,10 +45,10 @@ class ExportJob:
 
 
 @dataclass(frozen=True)
-class Ways:
-    """The options of `export` that make no difference to the maps, as they were typed."""
+class ExecutionOptions:
+    """The options of `export` that do not change the maps: resuming, processes, engine, progress."""
 
-    manner: ExportOptions
+    run: ExportOptions
     workers: int
     engine: str
     address: str | None
@@ -56,90 +56,122 @@ class Ways:
     log: str
 
 
-def run(job: ExportJob, source: ModelOptions, asked: ExplainOptions, ways: Ways) -> int:
-    """Export a data set and say what was written; give the exit status."""
-    if ways.log not in _LOGS:
-        raise GradlightError(f"--log is bar or json, not {ways.log!r}.{nearest(ways.log, _LOGS)}")
-    reporter = _LOGS[ways.log]()
+def export_dataset(
+    dataset: DatasetOptions, model_options: ModelOptions, options: ExplainOptions, execution: ExecutionOptions
+) -> int:
+    """Export the maps of a data set and print what was written.
+
+    Args:
+        dataset: the source of the images, and the output.
+        model_options: the options that name the model.
+        options: the options that decide which maps are made.
+        execution: the options that do not change the maps.
+
+    Returns:
+        The exit status: 1 if some images failed, else 0.
+
+    Raises:
+        GradlightError: an option is wrong, or the export was stopped.
+    """
+    if execution.log not in _REPORTERS:
+        raise GradlightError(f"--log must be bar or json, not {execution.log!r}.{nearest(execution.log, _REPORTERS)}")
+    reporter = _REPORTERS[execution.log]()
     settings = ExportSettings(
-        target=None if asked.target is None else tuple(asked.target),
-        methods=tuple(split_list(asked.methods)),
-        layers=tuple(split_list(asked.layers)),
-        words=asked.words,
-        combine=parse_combine(asked.combine),
-        meta=parse_meta(asked.meta),
-        batch_size=asked.batch_size or ExportSettings.batch_size,
-        size=_size(job.size),
-        dtype=job.dtype,
-        compression=job.compression,
-        precision=asked.precision,
+        target=None if options.target is None else tuple(options.target),
+        methods=tuple(split_list(options.methods)),
+        layers=tuple(split_list(options.layers)),
+        words=options.words,
+        combine=parse_combine(options.combine),
+        meta=parse_meta(options.meta),
+        batch_size=options.batch_size or ExportSettings.batch_size,
+        size=_parse_size(dataset.size),
+        dtype=dataset.dtype,
+        compression=dataset.compression,
+        precision=options.precision,
     )
-    make = partial(open_model, source, asked.words or job.kind == "captions")
-    with _told(reporter):
+    make_model = partial(open_model, model_options, options.words or dataset.kind == "captions")
+    with _warnings_as_notes(reporter):
         outcome = export(
-            make,
-            partial(_find, job=job, own=settings.target is None, reporter=reporter),
-            job.output,
+            make_model,
+            partial(_list_images, dataset=dataset, own_targets=settings.target is None, reporter=reporter),
+            dataset.output,
             settings,
-            ways.manner,
-            engine=_engine(ways),
+            execution.run,
+            engine=_make_engine(execution),
             reporter=reporter,
         )
     print(f"wrote {outcome.output}: {outcome.images} images, {outcome.failures} failures")
     return 1 if outcome.failures else 0
 
 
-def _find(model: Explainable, *, job: ExportJob, own: bool, reporter: Reporter) -> ImageList:
-    """Find the images; their own targets count where none is asked of all."""
+def _list_images(model: Explainable, *, dataset: DatasetOptions, own_targets: bool, reporter: Reporter) -> ImageList:
+    """List the images of the source; with own_targets also the targets that the source contains."""
     labels = None if isinstance(model, Captioner) else model.labels
-    found = find_items(
-        job.source, annotations=job.annotations, split=job.split, labels=labels, kind=job.kind, targets=own
+    image_list = find_items(
+        dataset.source,
+        annotations=dataset.annotations,
+        split=dataset.split,
+        labels=labels,
+        kind=dataset.kind,
+        targets=own_targets,
     )
-    for note in found.notes:
+    for note in image_list.notes:
         reporter.note(note)
-    return found
+    return image_list
 
 
-def _engine(ways: Ways) -> Engine:
-    if ways.engine == "ray":
+def _make_engine(execution: ExecutionOptions) -> Engine:
+    """Make the engine that the options name."""
+    if execution.engine == "ray":
         from ..export.ray_engine import Ray
 
-        return Ray(ways.workers, ways.address, ways.gpus)
-    if ways.engine != "local":
-        raise GradlightError(f"--engine is local or ray, not {ways.engine!r}.{nearest(ways.engine, ('local', 'ray'))}")
-    if ways.address is not None or ways.gpus:
-        raise GradlightError("--address and --gpus are of the engine ray; add --engine ray.")
-    return InProcess() if ways.workers == 1 else WorkerProcesses(ways.workers)
+        return Ray(execution.workers, execution.address, execution.gpus)
+    if execution.engine != "local":
+        suggestion = nearest(execution.engine, ("local", "ray"))
+        raise GradlightError(f"--engine must be local or ray, not {execution.engine!r}.{suggestion}")
+    if execution.address is not None or execution.gpus:
+        raise GradlightError("--address and --gpus are options of the engine ray; add --engine ray.")
+    return InProcess() if execution.workers == 1 else WorkerProcesses(execution.workers)
 
 
 @contextmanager
-def _told(reporter: Reporter) -> Iterator[None]:
-    """Tell warnings as notes, each once, so that they do not break a bar or a line of JSON."""
-    told: set[str] = set()
+def _warnings_as_notes(reporter: Reporter) -> Iterator[None]:
+    """Report each warning once as a note, so that it does not break a progress bar or a line of JSON."""
+    reported: set[str] = set()
 
-    def tell(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        if str(message) not in told and issubclass(category, GradlightWarning):
-            told.add(str(message))
+    def report(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if str(message) not in reported and issubclass(category, GradlightWarning):
+            reported.add(str(message))
             reporter.note(str(message))
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", GradlightWarning)
-        warnings.showwarning = tell
+        warnings.showwarning = report
         yield
 
 
-def _size(text: str | None) -> tuple[int, int] | None:
-    """Read "224" or "240x320" (height x width)."""
+def _parse_size(text: str | None) -> tuple[int, int] | None:
+    """Parse "224" or "240x320" (height x width)."""
     if text is None:
         return None
-    found = re.fullmatch(r"(\d{1,5})(?:[x×](\d{1,5}))?", text.strip())
-    if found is None:
-        raise GradlightError(f"--size takes a side, such as 224, or HEIGHTxWIDTH; {text!r} was given.")
-    return int(found[1]), int(found[2] or found[1])
+    match = re.fullmatch(r"(\d{1,5})(?:[x×](\d{1,5}))?", text.strip())
+    if match is None:
+        raise GradlightError(f"--size must be one side, such as 224, or HEIGHTxWIDTH; it is {text!r}.")
+    return int(match[1]), int(match[2] or match[1])
 
 
 def merge_files(files: list[Path], output: Path, copy: bool, overwrite: bool) -> None:
-    """Join files of maps, in the order given."""
+    """Join files of maps, in the given order.
+
+    Args:
+        files: HDF5 files of maps.
+        output: the file to write.
+        copy: copy all maps into the output instead of writing an index over the files.
+        overwrite: replace an existing output.
+
+    Raises:
+        GradlightError: the output is one of the files, exists, or the files do not fit together.
+    """
     if output.resolve() in [path.resolve() for path in files]:
         raise GradlightError(f"{output}: one of the files to join has this name. Choose another name.")
     join = copy_into if copy else write_index

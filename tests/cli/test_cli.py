@@ -17,6 +17,9 @@ from safetensors.torch import save_file
 
 import gradlight as gl
 from gradlight.cli.app import main
+from gradlight.data import images
+from gradlight.explainers.baselines import BASELINES
+from gradlight.explainers.methods import METHODS
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -118,6 +121,47 @@ def test_one_bad_photo_does_not_end_the_work(run, photo: Path, tmp_path: Path) -
         assert len(file["images/path"]) == 1
 
 
+@pytest.mark.parametrize("outputs", [["out.h5"], ["out.png", "out.h5"]])
+def test_each_photo_is_decoded_once(  # type: ignore[no-untyped-def]
+    run, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outputs: list[str]
+) -> None:
+    photos = [tmp_path / name for name in ("bad.jpg", "turned.jpg", "plain.jpg")]
+    photos[0].write_bytes(photo.read_bytes()[:300])
+    photos[2].write_bytes(photo.read_bytes())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(photo) as picture:
+        picture.save(photos[1], exif=exif)
+    decode, decoded = images.load, []
+
+    def load(path: str) -> Image.Image:
+        decoded.append(Path(path))
+        return decode(path)
+
+    monkeypatch.setattr(images, "load", load)
+    arguments = [argument for name in outputs for argument in ("-o", tmp_path / name)]
+    assert run("explain", *photos, "-t", "star", "--batch-size", 1, *arguments)[0] == 1
+    assert decoded == photos
+    monkeypatch.undo()
+    stored, maps = gl.load(tmp_path / "out.h5"), gl.explain(gl.classifier("scenes"), photos[1:], "star", batch_size=1)
+    assert list(stored.images) == list(maps.images)
+    assert stored.images[0].view.orientation == 6
+    for key in maps.pairs:
+        assert torch.equal(stored[key], maps[key])
+
+
+@pytest.mark.parametrize("capacity", [0, 160 * 160 * 3 * 4, 2 * 160 * 160 * 3 * 4])
+def test_photos_beyond_the_memory_for_them_are_decoded_again(  # type: ignore[no-untyped-def]
+    run, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capacity: int
+) -> None:
+    monkeypatch.setattr("gradlight.cli.open_model._MAX_BYTES_HELD", capacity)
+    other = tmp_path / "other.jpg"
+    other.write_bytes(photo.read_bytes())
+    assert run("explain", photo, other, "-t", "star", "-o", tmp_path / "out.h5", "-o", tmp_path / "out.png")[0] == 0
+    assert [image.path for image in gl.load(tmp_path / "out.h5").images] == [str(photo), str(other)]
+    assert (tmp_path / "out.png").read_bytes().startswith(PNG)
+
+
 def test_a_folder_of_photos(run, photo: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "deep").mkdir()
     for name in ("a.jpg", "deep/B.JPG"):
@@ -138,7 +182,7 @@ def test_a_folder_of_photos(run, photo: Path, tmp_path: Path) -> None:  # type: 
         (["explain", "PHOTO", "-o", "out.h5", "--layers", "layer9"], "No layer is called 'layer9'"),
         (["explain", "PHOTO", "-o", "out.h5", "--combine", "mean:linear"], "by 'product' or 'sum', not 'mean'"),
         (["explain", "PHOTO", "-o", "out.h5", "--combine", "sum:lineer"], "Did you mean 'linear'"),
-        (["explain", "PHOTO", "-o", "out.h5", "--meta", "quick"], "--meta takes LR"),
+        (["explain", "PHOTO", "-o", "out.h5", "--meta", "quick"], "--meta must be LR"),
         (["explain", "PHOTO", "-o", "out.h5", "--meta", "up:0.1"], "'descent' or 'ascent'"),
         (["explain", "PHOTO", "-o", "out.h5", "-m", "resnet50"], "torchvision/resnet50"),
         (["explain", "PHOTO", "-o", "out.h5", "--batch-size", "0"], "--batch-size"),
@@ -209,6 +253,19 @@ def test_layers_models_and_methods_are_listed(run) -> None:  # type: ignore[no-u
     shown = run("methods")[1]
     assert "selective_normgrad" in shown
     assert "conv3x3_depthwise" in shown
+    assert "--long" in run("explain", "--help")[1]
+
+
+def test_methods_with_formulas_and_references(run) -> None:  # type: ignore[no-untyped-def]
+    status, shown, told = run("methods", "--long")
+    lines = shown.splitlines()
+    assert (status, told) == (0, "")
+    assert lines[0].split() == ["method", "formula", "reference"]
+    methods = {**METHODS, **BASELINES}
+    assert [line.split()[0] for line in lines[1:]] == list(methods)
+    for line, method in zip(lines[1:], methods.values(), strict=True):
+        assert getattr(method, "formula", "") in line
+        assert getattr(method, "reference", "") in line
 
 
 def test_inspect_says_what_a_file_holds(run, photo: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -85,7 +85,7 @@ def test_convert_writes_what_captioner_reads(run, tmp_path: Path, shared: Path) 
         (["caption", SCENE, "-m", "nowhere"], "nowhere"),
         (["caption", SCENE, "--length-penalty", "long"], "length_penalty='long' is unknown"),
         (["explain", SCENE, "-m", "captioner/scenes", "--labels", "x.txt", "-o", "o.h5"], "are for classifiers"),
-        (["explain", SCENE, "--encoder", "timm/resnet18", "-o", "o.h5"], "is a captioner's eye"),
+        (["explain", SCENE, "--encoder", "timm/resnet18", "-o", "o.h5"], "--encoder is for captioners"),
         (
             ["explain", SCENE, "-m", "captioner/scenes", "--layers", "decoder.core", "-o", "o.h5"],
             "is not spatial",

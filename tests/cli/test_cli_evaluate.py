@@ -73,7 +73,7 @@ def test_layer_weights_are_kept_and_used(run: Run, tmp_path: Path, monkeypatch: 
         (["pointing_game", "-o", "table.doc"], ".json, .md or .csv"),
         (["pointing_game", "--data", "nowhere"], "there is no such folder"),
         (["pointing_game", "--count", 1, "--methods", "normgard"], "Did you mean 'normgrad'"),
-        (["class_sensitivity", "--lr", "fast"], "'fast' is none"),
+        (["class_sensitivity", "--lr", "fast"], "'fast' is not a number"),
         (["pointing_game", "--count", 1, "--split", "test"], "takes no split"),
     ],
 )

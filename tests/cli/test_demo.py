@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 import gradlight as gl
-from gradlight.cli.demo import run
+from gradlight.cli.demo import run_demo
 from gradlight.data.scenes.generator import SAMPLES, draw
 
 
 def test_the_maps_of_the_demo_lie_on_the_named_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(tmp_path / "made", [], "scenes") == 0
+    assert run_demo(tmp_path / "made", [], "scenes") == 0
     maps = gl.load(tmp_path / "made" / "demo.h5")
     assert len(maps) == 6
     assert maps.methods == ["selective_normgrad", "linear_approx", "grad_cam"]
@@ -38,7 +38,7 @@ def test_photos_are_explained_too_and_a_bad_one_is_told(tmp_path: Path, capsys: 
     good, bad = tmp_path / "good.jpg", tmp_path / "bad.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 60, 3), dtype=np.uint8)).save(good)
     bad.write_text("no picture")
-    assert run(tmp_path / "made", [bad, good], "scenes") == 1
+    assert run_demo(tmp_path / "made", [bad, good], "scenes") == 1
     told = capsys.readouterr()
     assert "bad.jpg" in told.err
     assert str(good) in told.out
@@ -49,11 +49,11 @@ def test_photos_are_explained_too_and_a_bad_one_is_told(tmp_path: Path, capsys: 
 def test_when_no_photo_can_be_read_nothing_is_done(tmp_path: Path) -> None:
     (tmp_path / "bad.jpg").write_text("no picture")
     with pytest.raises(gl.GradlightError, match="None of 1 images can be read"):
-        run(tmp_path / "made", [tmp_path / "bad.jpg"], "scenes")
+        run_demo(tmp_path / "made", [tmp_path / "bad.jpg"], "scenes")
     assert not (tmp_path / "made").exists()
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(gl.GradlightError, match="the folder cannot be made"):
-        run(tmp_path / "file" / "made", [], "scenes")
+    with pytest.raises(gl.GradlightError, match="the folder cannot be created"):
+        run_demo(tmp_path / "file" / "made", [], "scenes")

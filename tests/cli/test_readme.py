@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands, on small networks in place of large ones, and so do its commands."""
+"""The Python of the README and of the guide runs as it stands, on small networks, and so do their commands."""
 
 from __future__ import annotations
 
@@ -17,12 +17,24 @@ import gradlight as gl
 from gradlight.cli.app import main
 
 ROOT = Path(__file__).resolve().parents[2]
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+README, GUIDE = "README.md", "docs/guide.md"
 SMALL = {"timm/resnet50": "timm/resnet18", "torchvision/resnet50": "torchvision/resnet18"}
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+def blocks(page: str, language: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def commands(page: str, start: str) -> list[list[str]]:
+    """Split the commands of the one shell block of a page that begins like this into arguments."""
+    (block,) = [block for block in blocks(page, "sh") if block.startswith(start)]
+    lines = block.replace("\\\n", " ").strip().splitlines()
+    return [[SMALL.get(word, word) for word in shlex.split(line, comments=True)] for line in lines]
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / README).read_text(encoding="utf-8").splitlines()) <= 150
 
 
 @pytest.fixture
@@ -36,7 +48,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_python_of_the_readme(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("page", "count", "kept"), [(README, 3, "dog.h5"), (GUIDE, 10, "maps.h5")])
+def test_the_python_of_a_page(folder: Path, monkeypatch: pytest.MonkeyPatch, page: str, count: int, kept: str) -> None:
     made = gl.classifier
 
     def small(source: Any, **options: Any) -> Any:
@@ -57,23 +70,22 @@ def test_the_python_of_the_readme(folder: Path, monkeypatch: pytest.MonkeyPatch)
     transform = torchvision.transforms.Compose(
         [torchvision.transforms.Resize((40, 40)), torchvision.transforms.ToTensor()]
     )
-    given = {"network": network, "transform": transform, "pixels": torch.rand(1, 3, 40, 40)}
-    code = blocks("python")
-    assert len(code) == 10
+    namespace = {"network": network, "transform": transform, "pixels": torch.rand(1, 3, 40, 40)}
+    code = blocks(page, "python")
+    assert len(code) == count
     for block in code:
-        exec(compile(block, "README.md", "exec"), given)
+        exec(compile(block, page, "exec"), namespace)
         if "maps.save" in block:
-            assert (folder / "maps.h5").exists()
+            assert (folder / kept).exists()
         if "dog.png" in block:
             assert (folder / "dog.png").stat().st_size > 10_000
 
 
-def test_the_commands_of_the_readme(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("page", [README, GUIDE])
+def test_the_commands_of_a_page(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], page: str
 ) -> None:
-    (commands,) = [block for block in blocks("sh") if block.startswith("gradlight explain")]
-    for line in commands.replace("\\\n", " ").strip().splitlines():
-        arguments = [SMALL.get(word, word) for word in shlex.split(line, comments=True)]
+    for arguments in commands(page, "gradlight explain"):
         if "explain" in arguments:
             arguments.append("--no-pretrained")
         monkeypatch.setattr(sys, "argv", arguments)
@@ -90,9 +102,7 @@ def test_the_commands_of_whole_data_sets(
     (folder / "photos").mkdir()
     for number in range(9):
         (folder / "photos" / f"{number}.png").write_bytes((folder / "dog.jpg").read_bytes())
-    (commands,) = [block for block in blocks("sh") if block.startswith("gradlight export")]
-    for line in commands.strip().splitlines():
-        arguments = [SMALL.get(word, word) for word in shlex.split(line, comments=True)]
+    for arguments in commands(GUIDE, "gradlight export"):
         if "export" in arguments:
             arguments += ["--no-pretrained", "--shard-size", "4", "--batch-size", "4"]
         if "merge" in arguments:

@@ -27,15 +27,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_every_room_and_the_bundled_data(wheel: Path) -> None:
+def test_the_wheel_contains_every_package_and_the_bundled_data(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    rooms = {name: name for name in ("explainers", "models", "data", "evaluation", "export", "widgets")} | {
+    packages = {name: name for name in ("explainers", "models", "data", "evaluation", "export", "widgets")} | {
         "gradlight": ""
     }
-    for folder, room in rooms.items():
+    for folder, package in packages.items():
         sources = {path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob("*.py")}
         assert sources
-        assert {str(Path("gradlight", room, source)) for source in sources} <= names
+        assert {str(Path("gradlight", package, source)) for source in sources} <= names
     folder = ROOT / "data" / "bundled"
     bundled = {f"gradlight/data/bundled/{path.relative_to(folder)}" for path in folder.rglob("*") if path.is_file()}
     assert len(bundled) >= 8
