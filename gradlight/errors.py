@@ -32,12 +32,12 @@ class GradlightWarning(UserWarning):
     """
 
 
-def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
-    """Suggest the known names that are closest to a mistyped one.
+def nearest(name: str, names: Iterable[str], count: int = 3) -> str:
+    """Suggest the existing names that are closest to a mistyped one.
 
     Args:
         name: The name that was given.
-        known: The names that exist.
+        names: The names that exist.
         count: The largest number of suggestions.
 
     Returns:
@@ -50,10 +50,10 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
         ''
     """
     folded: dict[str, str] = {}
-    for candidate in known:
+    for candidate in names:
         folded.setdefault(candidate.casefold(), candidate)
     wanted = name.casefold()
     matches = [folded[key] for key in folded if wanted and wanted in key][:count]
     matches += [folded[key] for key in difflib.get_close_matches(wanted, folded, n=count, cutoff=0.5)]
-    names = list(dict.fromkeys(matches))[:count]
-    return f" Did you mean {' or '.join(repr(n) for n in names)}?" if names else ""
+    suggestions = list(dict.fromkeys(matches))[:count]
+    return f" Did you mean {' or '.join(map(repr, suggestions))}?" if suggestions else ""

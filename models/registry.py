@@ -266,16 +266,17 @@ class SourceRegistry:
         if self._group is None:
             return
         group, self._group = self._group, None
-        failures = []
+        failures: list[tuple[metadata.EntryPoint, Exception]] = []
         for entry_point in metadata.entry_points(group=group):
             try:
                 self._add(entry_point.load())
             except Exception as error:  # the code of a plug-in may fail in any way
                 failures.append((entry_point, error))
-        for entry_point, error in failures:
+        for entry_point, failure in failures:
             warnings.warn(
                 f"The plug-in {entry_point.name!r} ({entry_point.value}, of the entry points {group}) cannot be used"
-                f" because {type(error).__name__}: {error} Its images and models are unknown; repair or uninstall it.",
+                f" because {type(failure).__name__}: {failure} Its images and models are"
+                " unknown; repair or uninstall it.",
                 GradlightWarning,
                 stacklevel=4,
             )

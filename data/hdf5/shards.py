@@ -15,15 +15,7 @@ import h5py
 import numpy as np
 
 from ...errors import GradlightError
-from ...files import (
-    INDEX_MARK,
-    FaultTolerantFile,
-    PathLike,
-    format_path,
-    replace_file,
-    replacing_large,
-    seal,
-)
+from ...files import INDEX_MARK, FaultTolerantFile, PathLike, format_path, replace_file, replacing_large, seal
 from .reader import MapsFile
 from .schema import (
     COLUMN_DTYPES,

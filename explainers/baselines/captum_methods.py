@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...models.base import Layer
 from ...models.objective import Objective, Target
-from .captum_adapter import import_captum, score_function, seeded
+from .baseline import import_captum, score_function, seeded
 
 __all__ = ["integrated_gradients", "lime", "occlusion", "smoothgrad"]
 

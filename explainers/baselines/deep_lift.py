@@ -14,15 +14,8 @@ from torch.nn import functional as F
 
 from ...models.base import Layer
 from ...models.objective import Objective, Target
-from .backward_rules import (
-    AVERAGES,
-    STRUCTURAL,
-    BackwardRules,
-    multiply_by_constant,
-    out_of_place,
-    replace_backward,
-)
-from .captum_adapter import score_function
+from .backward_rules import AVERAGES, STRUCTURAL, BackwardRules, multiply_by_constant, out_of_place, replace_backward
+from .baseline import score_function
 
 __all__ = ["deep_lift"]
 

@@ -25,15 +25,7 @@ from .backward_rules import (
     replace_backward,
     tap_under_rules,
 )
-from .proportional import (
-    ADDITIONS,
-    ALLOWED,
-    SCALINGS,
-    distribute,
-    pass_constant_factor,
-    pass_unchanged,
-    split_addition,
-)
+from .proportional import ADDITIONS, ALLOWED, SCALINGS, distribute, pass_constant_factor, pass_unchanged, split_addition
 
 __all__ = ["contrastive_excitation_backprop", "excitation_backprop"]
 

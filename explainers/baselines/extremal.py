@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ...models.base import Layer
 from ...models.objective import Objective, Target
-from .captum_adapter import score_function
+from .baseline import score_function
 
 __all__ = ["SmoothMask", "area_penalty", "blur_pyramid", "blurred", "extremal_perturbation", "perturbed"]
 

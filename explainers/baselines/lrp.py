@@ -17,7 +17,7 @@ from torch import Tensor
 from ...models.base import Layer
 from ...models.objective import Objective, Target
 from .backward_rules import AVERAGES, RECTIFIERS, BackwardRules, out_of_place, replace_backward
-from .captum_adapter import score_function
+from .baseline import score_function
 from .proportional import (
     ADDITIONS,
     ALLOWED,

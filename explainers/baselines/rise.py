@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ...models.base import Layer
 from ...models.objective import Objective, Target
-from .captum_adapter import score_function, score_without_graph
+from .baseline import score_function, score_without_graph
 
 __all__ = ["random_masks", "rise"]
 
