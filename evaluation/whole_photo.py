@@ -303,7 +303,7 @@ class GridLinear(nn.Module):
 
 
 @dataclass(frozen=True)
-class _ModuleRun:
+class _HeadModuleRun:
     """What one run of a module did.
 
     input_size: height and width of its input, (0, 0) if it is not [B,C,H,W]. averages: the output is the spatial mean.
@@ -318,9 +318,9 @@ class _ModuleRun:
     is_linear: bool
 
 
-def _record_runs(network: nn.Module, pixels: Tensor) -> list[_ModuleRun]:
+def _record_runs(network: nn.Module, pixels: Tensor) -> list[_HeadModuleRun]:
     """Run a network and describe each run of a module from one tensor to one tensor, in the order of their ends."""
-    runs: list[_ModuleRun] = []
+    runs: list[_HeadModuleRun] = []
 
     def record(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if len(args) == 1 and isinstance(args[0], Tensor) and isinstance(output, Tensor):
@@ -334,11 +334,11 @@ def _record_runs(network: nn.Module, pixels: Tensor) -> list[_ModuleRun]:
     return runs
 
 
-def _describe_run(name: str, module: nn.Module, inputs: Tensor, output: Tensor) -> _ModuleRun:
+def _describe_run(name: str, module: nn.Module, inputs: Tensor, output: Tensor) -> _HeadModuleRun:
     input_size = (inputs.shape[2], inputs.shape[3]) if inputs.ndim == 4 else (0, 0)
     passes_through = isinstance(module, nn.AdaptiveAvgPool2d) and torch.equal(inputs, output)
     is_linear = _is_plain_linear(module, inputs, output)
-    return _ModuleRun(name, module, input_size, _averages(module, inputs, output), passes_through, is_linear)
+    return _HeadModuleRun(name, module, input_size, _averages(module, inputs, output), passes_through, is_linear)
 
 
 def _averages(module: nn.Module, inputs: Tensor, output: Tensor) -> bool:
@@ -355,7 +355,7 @@ def _is_plain_linear(module: nn.Module, inputs: Tensor, output: Tensor) -> bool:
     return _is_close(F.linear(inputs, module.weight, module.bias), output)
 
 
-def _convert(network: nn.Module, runs: list[_ModuleRun]) -> nn.Module | None:
+def _convert(network: nn.Module, runs: list[_HeadModuleRun]) -> nn.Module | None:
     """Replace the pooling and the linear layers of the head; None if there are none."""
     pooling = _find_pooling(runs)
     if pooling is None:
@@ -369,7 +369,7 @@ def _convert(network: nn.Module, runs: list[_ModuleRun]) -> nn.Module | None:
     return _copy_with(network, replacements) if len(replacements) > 1 else None
 
 
-def _find_pooling(runs: list[_ModuleRun]) -> tuple[int, tuple[int, int], tuple[int, int]] | None:
+def _find_pooling(runs: list[_HeadModuleRun]) -> tuple[int, tuple[int, int], tuple[int, int]] | None:
     """Find the last pooling: the number of its run, the window to slide, the kernel of the linear layer behind it."""
     averaging = [number for number, run in enumerate(runs) if run.averages]
     large = [number for number in averaging if runs[number].input_size != (1, 1)]
