@@ -45,7 +45,7 @@ def checked(name: str, photo: Path) -> list[str]:
     begun = time.perf_counter()
     maps, alone, refused = explained(model, pictures, stages)
     explain_seconds = (time.perf_counter() - begun) / (2 * len(pictures))
-    require(state(model.network) == before, "the network has changed")
+    require(state(model.network) == before, "the network is not as it was")
     notes = [*refused, *judged(maps, stages)]
     if different(maps, alone, stages):
         # At the kinks of an activation rounding decides; a real fault shows in double precision, too.

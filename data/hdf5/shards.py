@@ -78,8 +78,8 @@ def write_index(path: PathLike, shards: Sequence[PathLike], *, overwrite: bool =
     contents = combine(shards)
     if contents.indexes:
         raise GradlightError(f"{contents.indexes[0]}: is itself an index. Put its shards together, or copy it.")
-    content = io.BytesIO()
-    with new_file(content) as file:
+    stream = io.BytesIO()
+    with new_file(stream) as file:
         _write_all_but_maps(file, contents, contents.header.complete and complete)
         file.attrs["shards"] = json.dumps({"folder": folder, "files": contents.shards})
         for key, (shape, _) in contents.arrays.items():
@@ -87,8 +87,8 @@ def write_index(path: PathLike, shards: Sequence[PathLike], *, overwrite: bool =
                 _link_maps(file, key, ShardList(folder, contents.shards), contents)
             else:  # a virtual dataset needs a source
                 _create(file, key, contents, None)
-    seal(content, INDEX_MARK)
-    _run_writing(path, lambda: replace_file(target, content.getbuffer()))
+    seal(stream, INDEX_MARK)
+    _run_writing(path, lambda: replace_file(target, stream.getbuffer()))
 
 
 def copy_into(
