@@ -150,7 +150,7 @@ def stop_signals(signals: tuple[signal.Signals, ...]) -> Iterator[Callable[[], b
     received: list[int] = []
     handlers: dict[int, Any] = {}
 
-    def handle(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, _frame: FrameType | None) -> None:
         received.append(number)
         if number == signal.SIGINT:
             signal.signal(number, handlers[number])

@@ -166,7 +166,7 @@ class _PlainCheckpointFunction:
     """What torch's reentrant checkpointing does, without it: run the block."""
 
     @staticmethod
-    def apply(run: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+    def apply(run: Callable[..., Any], _preserve: bool, *args: Any) -> Any:
         return run(*args)
 
 

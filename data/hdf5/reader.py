@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TypeVar, overload
 
 import h5py
@@ -229,9 +228,7 @@ class MapsFile:
     def __enter__(self) -> MapsFile:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __reduce__(self) -> tuple[Callable[..., MapsFile], tuple[Path, tuple[int, int]]]:

@@ -75,9 +75,7 @@ def list_methods(long: bool = False) -> None:
     """
     if long:
         methods = {**METHODS, **BASELINES}
-        documented = [
-            (name, getattr(method, "formula", ""), getattr(method, "reference", "")) for name, method in methods.items()
-        ]
+        documented = [(name, method.formula, method.reference) for name, method in methods.items()]
         print_table(["method", "formula", "reference"], documented)
         return
     rows = [(name, _format_step(method.extract), _format_step(method.aggregate)) for name, method in METHODS.items()]

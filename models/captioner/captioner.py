@@ -297,20 +297,20 @@ def captioner(
             f'{type(source).__name__} is no captioner: give "scenes", "transformers/NAME", or the path of a checkpoint.'
             " A network of your own goes into gradlight.models.captioner.Captioner(network, vocabulary, preprocess)."
         )
-    found = read_checkpoint(SOURCES.captioner_checkpoint(source))
+    checkpoint = read_checkpoint(SOURCES.captioner_checkpoint(source))
     # Weights made under the caller's inference_mode could never be differentiated.
     with torch.inference_mode(False):
-        encoder_network, encoder_record = find_encoder(found, encoder, pretrained)
-        network = CaptionNetwork(encoder_network, found.decoder, found.pooling).eval()
+        encoder_network, encoder_record = find_encoder(checkpoint, encoder, pretrained)
+        network = CaptionNetwork(encoder_network, checkpoint.decoder, checkpoint.pooling).eval()
     to_device(network, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return Captioner(
         network,
-        found.vocabulary,
-        _choose_preprocess(found, preprocess),
+        checkpoint.vocabulary,
+        _choose_preprocess(checkpoint, preprocess),
         name=str(source),
         unk=unk,
         count_end=count_end,
-        record={"project": found.project, "family": found.family, "encoder": encoder_record},
+        record={"project": checkpoint.project, "family": checkpoint.family, "encoder": encoder_record},
     )
 
 

@@ -264,8 +264,10 @@ def test_methods_with_formulas_and_references(run) -> None:  # type: ignore[no-u
     methods = {**METHODS, **BASELINES}
     assert [line.split()[0] for line in lines[1:]] == list(methods)
     for line, method in zip(lines[1:], methods.values(), strict=True):
-        assert getattr(method, "formula", "") in line
-        assert getattr(method, "reference", "") in line
+        assert method.formula
+        assert method.formula in line
+        assert method.reference
+        assert method.reference in line
 
 
 def test_inspect_says_what_a_file_holds(run, photo: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -18,14 +18,6 @@ PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").gl
 PACKAGES = ("gradlight", "explainers", "models", "data", "evaluation", "export", "widgets", "benchmarks", "tests")
 # The group of entry points of plug-ins; it is no module.
 NO_MODULES = {"gradlight.sources"}
-# Files that other branches add, and modules that they remove; empty after the merge.
-ADDED_ELSEWHERE = {
-    "docs/extending.md",
-    "docs/per_sample.md",
-    "models/registry.py",
-    "widgets/options.py",
-}
-REMOVED_ELSEWHERE = {"explainers/scratch.py", "explainers/statistics.py", "explainers/threads.py"}
 
 
 def test_every_public_name_is_there() -> None:
@@ -116,7 +108,7 @@ def test_every_file_that_a_page_mentions_is_there(page: str) -> None:
     paths = [span for span in code_spans(text) if re.fullmatch(rf"(?:{'|'.join(PACKAGES)})/[\w./]*", span)]
     files = [((ROOT / page).parent / link).resolve() for link in links] + [ROOT / path for path in paths]
     missing = {path.relative_to(ROOT).as_posix() for path in files if not path.exists()}
-    assert missing - ADDED_ELSEWHERE == set()
+    assert missing == set()
 
 
 def test_the_page_of_the_architecture_names_every_module() -> None:
@@ -134,4 +126,4 @@ def test_the_page_of_the_architecture_names_every_module() -> None:
     ]
     assert len(modules) > 80
     unnamed = {path.relative_to(ROOT).as_posix() for path in modules if path.stem not in spans}
-    assert unnamed - REMOVED_ELSEWHERE == set()
+    assert unnamed == set()
