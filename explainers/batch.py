@@ -1,4 +1,4 @@
-"""Run one batch of images: the maps of every method at every layer, for each image's own targets."""
+"""Run one batch of images: record, run backward, and make every method's map at every layer for each target."""
 
 from __future__ import annotations
 
@@ -161,24 +161,22 @@ class BatchRunner:
         pixels, count = self.precision.lay_out(batch.pixels, objective.trunk), len(batch)
         with preserved(self.model.network):
             while True:
-                parts: list[BatchMaps] = []
+                results: list[BatchMaps] = []
                 step = min(count, self._max_images.get(batch.size, count))
                 try:
                     for start in range(0, count, step):
-                        part, images = (
-                            objective.rows(start, min(start + step, count), count),
-                            pixels[start : start + step],
-                        )
+                        stop = min(start + step, count)
+                        rows, images = objective.rows(start, stop, count), pixels[start:stop]
                         with self.precision.passes(pixels.device):
                             if not self._tap_methods:
-                                made = BatchMaps({}, _chosen(part, images))
+                                result = BatchMaps({}, _chosen(rows, images))
                             elif self.meta is None:
-                                made = self._from_taps(part, images, layers)
+                                result = self._from_taps(rows, images, layers)
                             else:
-                                made = self._at_stepped_weights(part, images, layers, self.meta)
-                            maps = {**made.maps, **self._from_own_passes(part, images, layers, made.targets)}
-                        parts.append(BatchMaps({pair: maps[pair] for pair in pairs}, made.targets))
-                    return _concatenated(parts)
+                                result = self._at_stepped_weights(rows, images, layers, self.meta)
+                            maps = {**result.maps, **self._from_own_passes(rows, images, layers, result.targets)}
+                        results.append(BatchMaps({pair: maps[pair] for pair in pairs}, result.targets))
+                    return _concatenated(results)
                 except (MemoryError, RuntimeError) as error:
                     self._max_images[batch.size] = _halved(step, error, len(layers))
 
@@ -200,10 +198,10 @@ class BatchRunner:
         made: dict[str, list[Tensor]] = {name: [] for name in self._tap_methods}
         # Neither the caller's autocast nor our own applies to statistics.
         with torch.autocast(gradient.device.type, enabled=False):
-            for part in _cache_sized_parts(tap):
-                with few_threads(part.gradient):
+            for chunk in _cache_sized_parts(tap):
+                with few_threads(chunk.gradient):
                     for name, method in self._tap_methods.items():
-                        made[name].append(method(part))
+                        made[name].append(method(chunk))
         for name, rows in made.items():
             maps[name, tap.layer.name].append(rows[0] if len(rows) == 1 else torch.cat(rows))
 
@@ -240,11 +238,11 @@ class BatchRunner:
         # refused again.
         except (NotCoveredError, GradlightError):
             fixed = _chosen(objective, pixels) if targets is None else targets
-            parts = []
+            results = []
             for image, row in zip(pixels.split(1), fixed, strict=True):
                 with meta_step(objective, image, row[0], meta):
-                    parts.append(self._from_taps(objective, image, layers, [row[:1]]))
-            return _concatenated(parts).maps, fixed
+                    results.append(self._from_taps(objective, image, layers, [row[:1]]))
+            return _concatenated(results).maps, fixed
 
     # --- methods that run passes of their own
 
@@ -277,11 +275,11 @@ def _in_rows(maps: Sequence[Tensor], targets: Targets) -> Tensor:
     return torch.stack(list(maps), 1)[torch.arange(len(maps)) < counts.unsqueeze(1)]
 
 
-def _concatenated(parts: Sequence[BatchMaps]) -> BatchMaps:
-    if len(parts) == 1:
-        return parts[0]
-    maps = {pair: torch.cat([part.maps[pair] for part in parts]) for pair in parts[0].maps}
-    return BatchMaps(maps, [row for part in parts for row in part.targets])
+def _concatenated(results: Sequence[BatchMaps]) -> BatchMaps:
+    if len(results) == 1:
+        return results[0]
+    maps = {pair: torch.cat([result.maps[pair] for result in results]) for pair in results[0].maps}
+    return BatchMaps(maps, [row for result in results for row in result.targets])
 
 
 # --- memory, the processor's cache, and threads

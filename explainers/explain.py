@@ -107,7 +107,7 @@ def explain(
 
         runner = with_cache(batch_runner, cache)
 
-    parts: list[BatchMaps] = []
+    batches: list[BatchMaps] = []
     photos: list[Photo] = []
     sizes: list[tuple[int, int]] = []
     with tqdm(total=total, unit="image", disable=not progress) as bar:
@@ -117,13 +117,13 @@ def explain(
             sizes.append(batch.size)
             _check_sizes(sizes)
             # Record, run backward, make every method's maps.
-            parts.append(runner.run(objective.rows(start, start + len(batch), total), batch))
+            batches.append(runner.run(objective.rows(start, start + len(batch), total), batch))
             photos.extend(batch.photos)
             bar.update(len(batch))
 
     # Assemble.
     origin = describe_origin(model, objective, meta, runner.weights_sha256(), precision)
-    return assemble(runner.map_layers(sizes[0]), parts, photos, sizes[0], origin)
+    return assemble(runner.map_layers(sizes[0]), batches, photos, sizes[0], origin)
 
 
 def describe_origin(
@@ -151,13 +151,13 @@ def describe_origin(
 
 
 def assemble(
-    layers: MapLayers, parts: Sequence[BatchMaps], photos: Sequence[Photo], size: tuple[int, int], origin: Origin
+    layers: MapLayers, batches: Sequence[BatchMaps], photos: Sequence[Photo], size: tuple[int, int], origin: Origin
 ) -> SaliencyMaps:
     """Join the maps of batches, in their order.
 
     Args:
         layers: The layer of every (method, layer name), as `Runner.map_layers` lists them.
-        parts: The maps of each batch.
+        batches: The maps of each batch.
         photos: The photos of all batches.
         size: Height and width of the pixels.
         origin: What made the maps.
@@ -165,9 +165,9 @@ def assemble(
     Returns:
         The result of `explain`. Scores that are not finite are warned of.
     """
-    targets = [list(row) for part in parts for row in part.targets]
+    targets = [list(row) for batch in batches for row in batch.targets]
     _warn_of_scores(targets)
-    maps = {pair: torch.cat([part.maps[pair] for part in parts]) for pair in parts[0].maps}
+    maps = {pair: torch.cat([batch.maps[pair] for batch in batches]) for pair in batches[0].maps}
     map_layers = {layer.name: MapLayer(layer.depth, layer.stride) for layer in layers.values()}
     return SaliencyMaps(maps, map_layers, list(photos), targets, size, origin)
 
