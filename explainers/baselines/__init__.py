@@ -5,6 +5,13 @@ inside `preserved`; its docstring states its sign, its cost and its source. Smoo
 and LIME run in Captum. The methods that propagate something other than the gradient are implemented here, exactly: they
 replace the backward pass of single operations, so that modules that run twice, operations in place, plain functions and
 skip connections are treated as the papers define, and no weight or hook is touched.
+
+Example:
+    >>> from torch import nn, rand
+    >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+    >>> maps = gl.explain(gl.classifier(network), rand(2, 3, 8, 8), 1, methods=["lrp", "guided_backprop"], layers="0")
+    >>> list(maps["lrp", "input"].shape), list(maps["guided_backprop", "0"].shape)
+    ([2, 1, 8, 8], [2, 1, 6, 6])
 """
 
 from __future__ import annotations

@@ -27,18 +27,18 @@ Fields = dict[str, tuple[Tensor, Tensor]]
 
 
 class FunctionNetwork(nn.Module):
-    """A network of some parts and the way in which an image goes through them."""
+    """A network of submodules and parameters, and the function that runs them."""
 
-    def __init__(self, way: Callable[[Any, Tensor], Tensor], **parts: nn.Module | nn.Parameter) -> None:
+    def __init__(self, run_block: Callable[[Any, Tensor], Tensor], **parts: nn.Module | nn.Parameter) -> None:
         super().__init__()
-        self.way = way
+        self.run_block = run_block
         self.begin = nn.Conv2d(3, 8, 3, stride=2, padding=1)
         for name, part in parts.items():
             setattr(self, name, part)
         self.head = nn.Linear(8, 5)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        out: Tensor = self.head(self.way(self, self.begin(pixels)))
+        out: Tensor = self.head(self.run_block(self, self.begin(pixels)))
         return out
 
 
@@ -162,7 +162,7 @@ KNOWN: dict[str, Callable[[], nn.Module]] = {
 
 
 def awake(network: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module:
-    """Move every weight away from zero and one, where whole parts of a network say nothing."""
+    """Move every weight away from zero and one, where parts of a network have no effect."""
     torch.manual_seed(1)
     network = network.to(dtype).eval()
     with torch.no_grad():
@@ -189,11 +189,11 @@ def one_by_one(objective: Objective, pixels: Tensor, layers: Any, targets: Targe
 def assert_same(network: nn.Module, pixels: Tensor, rtol: float, meta: Meta = STEP, layers: Any = "stages") -> None:
     model = gl.classifier(network)
     objective = model.objective([index % 5 for index in range(len(pixels))])
-    places = choose_layers(model, layers, tuple(pixels.shape[2:]))  # type: ignore[arg-type]
+    layer_list = choose_layers(model, layers, tuple(pixels.shape[2:]))  # type: ignore[arg-type]
     with preserved(network), torch.no_grad():
         targets = objective.choose(objective.outputs(pixels.clone()))
-    found = in_one(objective, pixels, places, targets, meta)
-    assert_fields(found, one_by_one(objective, pixels, places, targets, meta), rtol)
+    found = in_one(objective, pixels, layer_list, targets, meta)
+    assert_fields(found, one_by_one(objective, pixels, layer_list, targets, meta), rtol)
 
 
 def assert_fields(found: Fields, wanted: Fields, rtol: float) -> None:
@@ -258,7 +258,7 @@ def test_padding_the_same(kernel: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("room", [2**27, 10_000])
 def test_products_of_patches_in_portions(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
-    """The way of a GPU, which a processor takes for kernels of one place only."""
+    """What a GPU does for every kernel, and a processor for pointwise ones only."""
     monkeypatch.setattr(
         convolutions._ConvolutionSettings, "uses_matrix_product", lambda settings, _: settings.groups == 1
     )
@@ -287,7 +287,7 @@ def test_captions_of_different_lengths(texts: list[str] | None) -> None:
     assert_fields(in_one(objective, pixels, layers, targets), one_by_one(objective, pixels, layers, targets), 1e-11)
 
 
-def test_a_longer_caption_is_looked_at_anew() -> None:
+def test_a_longer_caption_is_probed_again() -> None:
     model = gl.captioner("scenes")
     pixels = torch.rand(2, 3, *model.size)
     with preserved(model.network):
@@ -332,7 +332,7 @@ def test_the_network_is_left_bit_for_bit(name: str) -> None:
     assert all(m.training and not m._forward_hooks and not m._forward_pre_hooks for m in network.modules())
 
 
-def test_a_network_whose_weights_were_exchanged_is_looked_at_anew() -> None:
+def test_a_network_whose_weights_were_exchanged_is_probed_again() -> None:
     network = awake(FUNCTION_NETWORKS["shared modules"]())
     pixels = torch.randn(2, 3, 16, 16, dtype=torch.float64)
     assert_same(network, pixels, 1e-12, layers="begin")
@@ -341,7 +341,7 @@ def test_a_network_whose_weights_were_exchanged_is_looked_at_anew() -> None:
 
 
 class Hidden(torch.autograd.Function):
-    """A product of which torch's functions see nothing."""
+    """A product that no torch function can intercept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -405,7 +405,7 @@ def test_a_network_without_a_batched_form_is_refused(case: str) -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
 
 
-def test_bfloat16_takes_the_batched_way() -> None:
+def test_bfloat16_runs_batched() -> None:
     network = awake(KNOWN["vit"](), torch.float32)
     objective = gl.classifier(network).objective(1)
     pixels = torch.randn(3, 3, 64, 64)
