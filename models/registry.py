@@ -272,10 +272,10 @@ class SourceRegistry:
                 self._add(entry_point.load())
             except Exception as error:  # the code of a plug-in may fail in any way
                 failures.append((entry_point, error))
-        for entry_point, error in failures:
+        for entry_point, reason in failures:
             warnings.warn(
                 f"The plug-in {entry_point.name!r} ({entry_point.value}, of the entry points {group}) cannot be used"
-                f" because {type(error).__name__}: {error} Its images and models are unknown; repair or uninstall it.",
+                f" because {type(reason).__name__}: {reason} Its images and models are unknown; repair or uninstall it.",
                 GradlightWarning,
                 stacklevel=4,
             )
