@@ -275,7 +275,8 @@ class SourceRegistry:
         for entry_point, reason in failures:
             warnings.warn(
                 f"The plug-in {entry_point.name!r} ({entry_point.value}, of the entry points {group}) cannot be used"
-                f" because {type(reason).__name__}: {reason} Its images and models are unknown; repair or uninstall it.",
+                f" because {type(reason).__name__}: {reason} Its images and models are unknown;"
+                " repair or uninstall it.",
                 GradlightWarning,
                 stacklevel=4,
             )

@@ -136,18 +136,18 @@ def train(
     """
     if epochs < 1 or count < _BATCH:
         raise GradlightError(f"Training takes at least 1 epoch and {_BATCH} scenes; got {epochs} and {count}.")
-    keep = prepare(folder)
+    state_path = prepare(folder)
     drawn = draw_captioned(scenes.TRAINING[:count], workers, progress)
-    held = draw_captioned(scenes.TRAINING[-_VALIDATION_COUNT:], workers, progress)
+    validation = draw_captioned(scenes.TRAINING[-_VALIDATION_COUNT:], workers, progress)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build().to(memory_format=torch.channels_last)
         settings = TrainingSettings(epochs=epochs, seed=seed)
-        done = fit(network, drawn.shuffled, count // _BATCH, held.in_order, settings, keep, progress)
-    facts = {"trained on": f"{count} scenes", "settings": asdict(settings), "losses": done.losses}
+        trained = fit(network, drawn.shuffled, count // _BATCH, validation.in_order, settings, state_path, progress)
+    facts = {"trained on": f"{count} scenes", "settings": asdict(settings), "losses": trained.losses}
     write_folder(folder, checkpoint_of(network), facts)
-    keep.unlink()
-    return done
+    state_path.unlink()
+    return trained
 
 
 def checkpoint_of(network: CaptionNetwork) -> Checkpoint:
