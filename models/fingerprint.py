@@ -31,7 +31,12 @@ file_sha256 = pictures.sha256
 
 
 class Fingerprint(NamedTuple):
-    """Two checksums of a network: of its weights and buffers alone, and of all that decides what it computes."""
+    """Two checksums of a network.
+
+    Args:
+        weights: Of its weights and buffers alone.
+        everything: Of all that decides what it computes.
+    """
 
     weights: str
     everything: str

@@ -99,7 +99,12 @@ class ImageScheme:
 
 @dataclass(frozen=True)
 class NamedImage:
-    """An image of a scheme: its stored name, and a way to make its picture."""
+    """An image of a scheme.
+
+    Args:
+        name: Its name as files store it, "scenes:7".
+        scheme: Makes its picture.
+    """
 
     name: str
     scheme: ImageScheme

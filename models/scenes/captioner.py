@@ -43,6 +43,9 @@ _VALIDATION_COUNT = 500
 def vocabulary() -> Vocabulary:
     """Number the words of the scenes' sentences from 1; 0 is BOS and END, and there is no UNK.
 
+    Returns:
+        The vocabulary.
+
     Example:
         >>> from gradlight.models.scenes.captioner import vocabulary
         >>> "triangle" in vocabulary().words.values()
@@ -52,7 +55,11 @@ def vocabulary() -> Vocabulary:
 
 
 def build() -> CaptionNetwork:
-    """Make the network, with an untrained decoder and the encoder of the bundled classifier."""
+    """Make the network, with an untrained decoder and the encoder of the bundled classifier.
+
+    Returns:
+        The network.
+    """
     encoder = build_resnet(PLAN)
     state = load_bundled().state_dict()
     encoder.load_state_dict({name: state[name] for name in encoder.state_dict()})
