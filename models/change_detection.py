@@ -332,6 +332,12 @@ class Describer:
 def is_plain(value: Any) -> bool:
     """Tell whether a value is numbers and texts throughout, so that `==` and `repr` say everything about it.
 
+    Args:
+        value: Any value.
+
+    Returns:
+        Whether it is a scalar, or lists, tuples and dicts of such.
+
     Example:
         >>> from gradlight.models.change_detection import is_plain
         >>> is_plain([1, {"a": 2.5}]), is_plain([print])
@@ -346,7 +352,14 @@ def is_plain(value: Any) -> bool:
 
 
 def own_names(value: Any) -> list[str]:
-    """Name the attributes that a value holds itself, without what it derives from them (`cached_property`)."""
+    """Name the attributes that a value holds itself, without what it derives from them (`cached_property`).
+
+    Args:
+        value: Any value.
+
+    Returns:
+        The names, sorted.
+    """
     slots = (name for kind in type(value).__mro__ for name in _as_names(vars(kind).get("__slots__", ())))
     names = {*getattr(value, "__dict__", {}), *(name for name in slots if hasattr(value, name))}
     derived = {n for n in names if isinstance(_class_attribute(type(value), n), functools.cached_property)}
@@ -354,12 +367,26 @@ def own_names(value: Any) -> list[str]:
 
 
 def hooks_of(module: nn.Module) -> list[Any]:
-    """List the hooks that are registered on a module."""
+    """List the hooks that are registered on a module.
+
+    Args:
+        module: The module.
+
+    Returns:
+        Its forward and backward hooks.
+    """
     return [hook for field in HOOKS if vars(module).get(field) for hook in vars(module)[field].values()]
 
 
 def raw_bytes(tensor: Tensor) -> Any:
-    """Give the bytes of a tensor's numbers, in the order of its indices, as a buffer."""
+    """Give the bytes of a tensor's numbers, in the order of its indices.
+
+    Args:
+        tensor: A tensor of any device and strides.
+
+    Returns:
+        A buffer, as hashlib takes it.
+    """
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
 
 

@@ -62,6 +62,7 @@ class ClassLabels:
             GradlightError: If another number of names was given.
 
         Example:
+            >>> from gradlight.models.class_objective import ClassLabels
             >>> ClassLabels(None).settle(2)
             ['class_0', 'class_1']
         """
@@ -90,7 +91,9 @@ class ClassObjective(Objective):
         GradlightError: If a target is unknown.
 
     Example:
+        >>> import torch
         >>> from torch import nn
+        >>> from gradlight.models.class_objective import ClassLabels, ClassObjective, parse
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
         >>> objective = ClassObjective(network, ClassLabels(["cat", "dog"]), parse("dog"))
         >>> objective(torch.zeros(5, 3, 2, 2)).shape
@@ -170,14 +173,22 @@ class ClassObjective(Objective):
 
 @dataclass(frozen=True)
 class Class:
-    """A class by its index."""
+    """A class by its index.
+
+    Args:
+        index: The number of its logit.
+    """
 
     index: int
 
 
 @dataclass(frozen=True)
 class Rank:
-    """The class at a position of the network's own ranking: 0 is the most likely, -1 the least."""
+    """The class at a position of the network's own ranking.
+
+    Args:
+        position: 0 is the most likely, -1 the least.
+    """
 
     position: int
 

@@ -100,7 +100,13 @@ def classifier(
 
 
 class Prediction(NamedTuple):
-    """One class that a classifier predicts: its name, its probability (0…1) and its index."""
+    """One class that a classifier predicts.
+
+    Args:
+        label: Its name.
+        probability: 0…1.
+        index: The number of its logit.
+    """
 
     label: str
     probability: float
@@ -121,6 +127,7 @@ class Classifier(Explainable):
 
     Example:
         >>> from torch import nn
+        >>> from gradlight.models.classifiers import Classifier
         >>> from gradlight.models.preprocessing import IMAGENET
         >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         >>> Classifier(network, IMAGENET, name="tiny").labels

@@ -31,7 +31,12 @@ file_sha256 = pictures.sha256
 
 
 class Fingerprint(NamedTuple):
-    """Two checksums of a network: of its weights and buffers alone, and of all that decides what it computes."""
+    """Two checksums of a network.
+
+    Args:
+        weights: Of its weights and buffers alone.
+        everything: Of all that decides what it computes.
+    """
 
     weights: str
     everything: str
@@ -185,36 +190,36 @@ class _ModuleState:
     __slots__ = ("count", "forward", "get", "identity", "kind", "names", "others", "plain", "text")
 
     def __init__(self, module: nn.Module, names: Mapping[int, str]) -> None:
-        held = vars(module)
-        own = [name for name in own_names(module) if name in held and name not in MODULE_FIELDS]
-        plain = [name for name in own if is_plain(held[name])]
+        attributes = vars(module)
+        own = [name for name in own_names(module) if name in attributes and name not in MODULE_FIELDS]
+        plain = [name for name in own if is_plain(attributes[name])]
         self.names, self.others = names, [name for name in own if name not in plain]
         self.identity, self.kind, self.forward = id(module), type(module), type(module).forward
         # itemgetter is the fastest way to read many attributes; two extra names make it give a tuple always.
         self.get: Callable[[Mapping[str, Any]], Any] = operator.itemgetter("training", *plain, "training")
-        self.count, self.plain = len(held), deepcopy(self.get(held)[1:-1])
+        self.count, self.plain = len(attributes), deepcopy(self.get(attributes)[1:-1])
         self.text = self.describe(module)
 
     def same(self, module: nn.Module) -> bool:
-        held = module.__dict__
+        attributes = module.__dict__
         try:
             return (
                 id(module) == self.identity
                 and type(module) is self.kind
                 and self.kind.forward is self.forward
-                and len(held) == self.count
-                and self.get(held)[1:-1] == self.plain
+                and len(attributes) == self.count
+                and self.get(attributes)[1:-1] == self.plain
                 and self.describe(module) == self.text
             )
         except KeyError:  # one attribute has gone and another one come
             return False
 
     def describe(self, module: nn.Module) -> str:
-        held = module.__dict__
-        hooks = held["_forward_hooks"] or held["_forward_pre_hooks"]
-        if not (self.others or hooks or held["_backward_hooks"] or held["_backward_pre_hooks"]):
+        attributes = module.__dict__
+        hooks = attributes["_forward_hooks"] or attributes["_forward_pre_hooks"]
+        if not (self.others or hooks or attributes["_backward_hooks"] or attributes["_backward_pre_hooks"]):
             return ""
-        return Describer(self.names).text([[held.get(name) for name in self.others], hooks_of(module)])
+        return Describer(self.names).text([[attributes.get(name) for name in self.others], hooks_of(module)])
 
 
 # Weak, so that an entry goes with its network: a checksum reads every weight, which is too slow for each call.

@@ -103,7 +103,14 @@ def classifier_from_module(network: nn.Module, labels: list[str] | None) -> Load
 
 
 def is_multi_label(network: nn.Module) -> bool:
-    """Tell whether a network's configuration says that its classes do not exclude one another."""
+    """Tell whether a network's configuration says that its classes do not exclude one another.
+
+    Args:
+        network: Any network.
+
+    Returns:
+        False for networks without such a configuration.
+    """
     config = getattr(network, "config", None)
     return getattr(config, "problem_type", None) == "multi_label_classification"
 
@@ -116,7 +123,14 @@ def _labels(config: Any) -> list[str]:
 
 
 def library() -> ModuleType:
-    """Import transformers; raises GradlightError, which says how to install it, where it is missing."""
+    """Import transformers.
+
+    Returns:
+        The module.
+
+    Raises:
+        GradlightError: If it is not installed; the message says how to install it.
+    """
     try:
         import transformers
     except ImportError as error:
@@ -128,13 +142,27 @@ def library() -> ModuleType:
 
 
 def of_transformers(value: Any, kind: str = "PreTrainedModel") -> bool:
-    """Tell whether a value is an instance of a class of transformers, without importing the library for it."""
+    """Tell whether a value is an instance of a class of transformers, without importing the library for it.
+
+    Args:
+        value: Any value.
+        kind: The name of the class.
+
+    Returns:
+        False if transformers has not been imported.
+    """
     transformers = sys.modules.get("transformers")
     return transformers is not None and isinstance(value, getattr(transformers, kind))
 
 
 def is_hub_source(source: Any) -> bool:
     """Tell whether a source is "transformers/NAME_OR_FOLDER", or a network of that library.
+
+    Args:
+        source: What a caller gave as a source.
+
+    Returns:
+        Whether transformers must open it.
 
     Example:
         >>> from gradlight.models.huggingface import is_hub_source

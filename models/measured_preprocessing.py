@@ -34,6 +34,7 @@ class MeasuredPreprocessing:
         function: An upright RGB Pillow image → a float tensor [3,H,W].
 
     Example:
+        >>> from PIL import Image
         >>> from torchvision import transforms
         >>> from gradlight.models.measured_preprocessing import MeasuredPreprocessing
         >>> crop = transforms.Compose([transforms.CenterCrop(64), transforms.ToTensor()])

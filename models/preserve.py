@@ -52,6 +52,9 @@ def preserved(network: nn.Module) -> Iterator[None]:
     Args:
         network: The network.
 
+    Yields:
+        Nothing.
+
     Raises:
         GradlightError: If the weights were made under inference_mode: autograd cannot pass through them.
 
@@ -152,6 +155,9 @@ def as_written() -> Iterator[None]:
 
     Compiled code runs no hooks inside. A checkpointed block would run a second time in the backward pass, without the
     taps of the first. Autocast stays the caller's choice, but keeps no casts of weights that may change meanwhile.
+
+    Yields:
+        Nothing.
     """
     with ExitStack() as undo:
         if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):

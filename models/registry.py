@@ -99,7 +99,12 @@ class ImageScheme:
 
 @dataclass(frozen=True)
 class NamedImage:
-    """An image of a scheme: its stored name, and a way to make its picture."""
+    """An image of a scheme.
+
+    Args:
+        name: Its name as files store it, "scenes:7".
+        scheme: Makes its picture.
+    """
 
     name: str
     scheme: ImageScheme
@@ -266,17 +271,17 @@ class SourceRegistry:
         if self._group is None:
             return
         group, self._group = self._group, None
-        failures: list[tuple[metadata.EntryPoint, Exception]] = []
+        failures = []
         for entry_point in metadata.entry_points(group=group):
             try:
                 self._add(entry_point.load())
             except Exception as error:  # the code of a plug-in may fail in any way
                 failures.append((entry_point, error))
-        for entry_point, failure in failures:
+        for entry_point, reason in failures:
             warnings.warn(
                 f"The plug-in {entry_point.name!r} ({entry_point.value}, of the entry points {group}) cannot be used"
-                f" because {type(failure).__name__}: {failure} Its images and models are"
-                " unknown; repair or uninstall it.",
+                f" because {type(reason).__name__}: {reason} Its images and models are unknown;"
+                " repair or uninstall it.",
                 GradlightWarning,
                 stacklevel=4,
             )

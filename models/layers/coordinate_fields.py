@@ -65,12 +65,26 @@ def pixel_coordinates(pixels: Tensor) -> Tensor:
 
 
 def no_coordinates(like: Tensor) -> Tensor:
-    """Give the field of a tensor that does not depend on the pixels: NaN everywhere."""
+    """Give the field of a tensor that does not depend on the pixels.
+
+    Args:
+        like: The tensor.
+
+    Returns:
+        A field of its shape, NaN everywhere.
+    """
     return torch.full((), NO_COORDINATE, dtype=torch.complex64, device=like.device).expand(like.shape)
 
 
 def number_tensors(values: Any) -> list[Tensor]:
-    """List the floating-point and complex tensors in a nest of lists and tuples, in their order."""
+    """List the floating-point and complex tensors in a nest of lists and tuples.
+
+    Args:
+        values: The values to search.
+
+    Returns:
+        The tensors in their order.
+    """
 
     def search(value: Any) -> Iterator[Tensor]:
         if isinstance(value, Tensor):
@@ -87,7 +101,14 @@ def number_tensors(values: Any) -> list[Tensor]:
 
 
 def without_repeats(field: Tensor) -> Tensor:
-    """Keep one entry along each dimension that expand() has repeated."""
+    """Keep one entry along each dimension that expand() has repeated.
+
+    Args:
+        field: A field.
+
+    Returns:
+        A view of it.
+    """
     for dim, (side, step) in enumerate(zip(field.shape, field.stride(), strict=True)):
         if side > 1 and step == 0:
             field = field.narrow(dim, 0, 1)
@@ -142,7 +163,14 @@ def mean_over(field: Tensor, dims: Sequence[int]) -> Tensor:
 
 
 def drop_if_constant(field: Tensor) -> Tensor:
-    """Replace coordinates that are all the same by NaN: what depends on the whole image lies nowhere in it."""
+    """Replace coordinates that are all the same by NaN: a number that depends on the whole image has none.
+
+    Args:
+        field: A field.
+
+    Returns:
+        The field, or one of NaN.
+    """
     coordinates = torch.view_as_real(field[~field.isnan()])
     if coordinates.numel() and float((coordinates.amax(0) - coordinates.amin(0)).max()) > _TOLERANCE:
         return field
@@ -150,7 +178,15 @@ def drop_if_constant(field: Tensor) -> Tensor:
 
 
 def varies_along(field: Tensor, dim: int) -> bool:
-    """Tell whether coordinates differ along a dimension."""
+    """Tell whether coordinates differ along a dimension.
+
+    Args:
+        field: A field.
+        dim: The dimension, counted from the end.
+
+    Returns:
+        Whether any two differ by more than a hundredth of a pixel.
+    """
     small = torch.view_as_real(without_repeats(field)).movedim(dim - 1, 0)
     missing = small.isnan()
     spread = small.masked_fill(missing, -torch.inf).amax(0) - small.masked_fill(missing, torch.inf).amin(0)
@@ -161,6 +197,13 @@ def more_detailed(first: Tensor, second: Tensor) -> Tensor:
     """Choose the field with more different coordinates.
 
     For x · gate, where the gate is one number for the whole image, this is the field of x.
+
+    Args:
+        first: A field.
+        second: A field of the same shape.
+
+    Returns:
+        One of the two, the first where they are equally detailed.
     """
     if first is second:
         return first
@@ -212,7 +255,20 @@ def _at(value: Any, dim: int, default: int) -> int:
 
 
 def even_centres(own: int, side: int) -> Tensor:
-    """Give the centres of `side` equal parts of `own` entries, as adaptive pooling and interpolation have them."""
+    """Give the centres of equal parts, as adaptive pooling and interpolation have them.
+
+    Args:
+        own: The number of entries.
+        side: The number of parts.
+
+    Returns:
+        The centres [side], in entries.
+
+    Example:
+        >>> from gradlight.models.layers.coordinate_fields import even_centres
+        >>> even_centres(4, 2).tolist()
+        [0.5, 2.5]
+    """
     return (torch.arange(side, dtype=torch.float32) + 0.5) * (own / side) - 0.5
 
 

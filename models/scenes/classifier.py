@@ -103,12 +103,20 @@ def build() -> nn.Module:
 
 
 def bundled_path() -> Path:
-    """Give the path of the weights that come with the package."""
+    """Give the path of the weights that come with the package.
+
+    Returns:
+        A safetensors file.
+    """
     return Path(str(files("gradlight.data"))) / "bundled" / "scenes.safetensors"
 
 
 def load_bundled() -> nn.Module:
-    """Make the network with the weights that come with the package, in eval mode."""
+    """Make the network with the weights that come with the package.
+
+    Returns:
+        The network in eval mode.
+    """
     network = build()
     network.load_state_dict(load_file(bundled_path()))
     return network.eval()

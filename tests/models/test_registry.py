@@ -15,7 +15,9 @@ from PIL import Image
 from torch import nn
 
 import gradlight as gl
+from gradlight.cli.open_model import readable
 from gradlight.errors import GradlightError, GradlightWarning
+from gradlight.export.lists import read_list
 from gradlight.models.preprocessing import Preprocessing
 from gradlight.models.registry import GROUP, SOURCES, ImageScheme, LoadedNetwork, Source, SourceRegistry
 from gradlight.models.scenes import captioner_folder
@@ -84,6 +86,12 @@ def test_a_plugin_brings_models_of_its_own(plugin: Source) -> None:
     assert gl.classifier("cells/tiny", labels=["w", "x", "y", "z"]).labels == ["w", "x", "y", "z"]
     assert gl.explain(model, "shade:9", "b", layers="all").images[0].path == "shade:9"
     assert gl.captioner("cells").caption("scenes:7")[0].text == gl.captioner("scenes").caption("scenes:7")[0].text
+
+
+def test_lists_and_the_command_line_take_its_images(plugin: Source, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("shade:7\tstar\nshade.png\n", encoding="utf-8")
+    assert [path for path, _ in read_list(tmp_path / "list.txt")] == ["shade:7", str(tmp_path / "shade.png")]
+    assert readable([Path("shade:7"), Path("scenes:7")]) == ([Path("shade:7"), Path("scenes:7")], [])
 
 
 def test_unknown_names_list_what_is_registered(plugin: Source) -> None:
