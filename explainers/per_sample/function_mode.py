@@ -98,9 +98,8 @@ def is_in_place(function: Any) -> bool:
     )
 
 
-def call_key(function: Any, arguments: tuple[Any, ...], versions: dict[int, PerSampleTensor]) -> Any:
+def call_key(function: Any, tensors: list[Tensor], versions: dict[int, PerSampleTensor]) -> Any:
     """Identify a call across runs: its function, the origins of its weights, the number of axes of its tensors."""
-    tensors = tensors_in(arguments)
     origins = tuple(versions[id(tensor)].origin if id(tensor) in versions else None for tensor in tensors)
     return function_name(function), origins, tuple(tensor.ndim for tensor in tensors)
 
@@ -176,12 +175,13 @@ class PerSampleCall:
 
     def __init__(self, mode: PerSampleMode, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.mode, self.function, self.args, self.kwargs, self.count = mode, function, args, kwargs, mode.count
-        self.key = call_key(function, (args, kwargs), mode.versions)
+        tensors = tensors_in((args, kwargs))
+        self.key = call_key(function, tensors, mode.versions)
         layout = mode.layouts.get(self.key)
         if layout is None:
             raise NotCoveredError(f"{function_name(function)} was not called when the network was probed")
         self.layout = layout
-        self._axes = {id(t): axis for t, axis in zip(tensors_in((args, kwargs)), layout.inputs, strict=True)}
+        self._axes = {id(t): axis for t, axis in zip(tensors, layout.inputs, strict=True)}
 
     @property
     def stepped(self) -> bool:

@@ -178,7 +178,8 @@ class _TwoImageRun(_ProbeMode):
             raise NotCoveredError(
                 f"the network calls {function_name(func)} for two images and {name or 'nothing'} for one"
             )
-        tensors, key = tensors_in((args, kwargs)), call_key(func, (args, kwargs), self.versions)
+        tensors = tensors_in((args, kwargs))
+        key = call_key(func, tensors, self.versions)
         input_axes = _batch_axes(name, inputs, tensors)
         result = func(*args, **kwargs)
         results = tensors_in(result)
