@@ -74,7 +74,7 @@ def readable(images: list[Path]) -> tuple[list[Path], list[tuple[str, str]]]:
                 pictures.load(path)
             good.append(path)
         except GradlightError as error:
-            failures.append((str(path), str(error)))
+            failures.append((str(path), f"{error}{SOURCES.scheme_hint(str(path))}"))
     if not good and not failures:
         raise GradlightError(f"No image was found in {', '.join(map(str, images))}.")
     if not good:
