@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 import gradlight as gl
+from gradlight.explainers.layer_selection import LayerName
 from gradlight.models.base import Layer
 from gradlight.models.classifiers import Classifier
 
@@ -103,7 +104,7 @@ def explained(model: Classifier, pictures: list[Image.Image], stages: list[Layer
     A stage that is a layer with weights of another class than torch's may have no real contribution.
     """
     pixels, modules = model.pixels(pictures), dict(model.network.named_modules())
-    weighted = [stage.name for stage in stages if isinstance(modules[stage.name.partition(":")[0]], WEIGHTED)]
+    weighted = [stage.name for stage in stages if isinstance(modules[LayerName.parse(stage.name).module], WEIGHTED)]
     jobs: list[tuple[list[str], Any]] = [(ANYWHERE, "stages")]
     jobs += [(["cam"], pooled)] if (pooled := [s.name for s in stages if s.pooled]) else []
     jobs += [(["normgrad_real"], [name]) for name in weighted]
@@ -115,7 +116,7 @@ def explained(model: Classifier, pictures: list[Image.Image], stages: list[Layer
                 made = gl.explain(model, pixels, 0, methods=methods, layers=layers, batch_size=size)
                 maps |= {key: made[key] for key in made.pairs}
         except gl.GradlightError:
-            module = modules[layers[0].partition(":")[0]]
+            module = modules[LayerName.parse(layers[0]).module]
             if methods != ["normgrad_real"] or type(module) in WEIGHTED:
                 raise
             refused.append(f"normgrad_real is refused at {layers[0]} ({type(module).__name__})")

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from ..errors import GradlightError
 from ..explainers.explain import explain
+from ..explainers.layer_selection import LayerName
 from ..models.base import Explainable
 from .ledger import Ledger
 from .metrics import map_correlation
@@ -116,7 +117,7 @@ def convolutions(model: Explainable) -> list[str]:
 def _is_convolution(model: Explainable, name: str) -> bool:
     if name == "input":
         return False
-    module = model.trunk.get_submodule(name.partition(":")[0])
+    module = model.trunk.get_submodule(LayerName.parse(name).module)
     return isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward and module.groups == 1
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..errors import GradlightError
 from ..models.base import Explainable, Layer
 from ..models.preserve import preserved
+from .layer_selection import LayerName
 
 __all__ = ["accuracy", "average_precision", "averaged_features", "spread"]
 
@@ -52,7 +53,7 @@ def averaged_features(model: Explainable, pixels: Tensor, layers: Sequence[Layer
             if layer.name == "input":
                 features[layer.name] = _spatial_mean(pixels)
                 continue
-            module = model.trunk.get_submodule(layer.name.partition(":")[0])
+            module = model.trunk.get_submodule(LayerName.parse(layer.name).module)
             hook = partial(_feature_hook, layer=layer, features=features, runs=runs)
             cleanup.callback(module.register_forward_hook(hook).remove)
         model.trunk(pixels.detach().clone())
@@ -72,7 +73,7 @@ def _feature_hook(
     runs: Counter[str],
 ) -> None:
     # Averaged at once, before anything overwrites the output in place.
-    if runs[layer.name] == int(layer.name.partition(":")[2] or 0):
+    if runs[layer.name] == LayerName.parse(layer.name).run:
         features[layer.name] = _spatial_mean(layer.layout(output))
     runs[layer.name] += 1
 

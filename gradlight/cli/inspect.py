@@ -11,10 +11,10 @@ from ..data.hdf5.reader import MapsFile, open_maps
 from ..data.hdf5.verify import verify
 from ..errors import GradlightError, nearest
 from ..explainers.aggregation import AGGREGATES
-from ..explainers.baselines import BASELINES
+from ..explainers.baselines import BASELINES, Baseline
 from ..explainers.cache_store import CacheInfo, open_cache
 from ..explainers.extraction import EXTRACTS
-from ..explainers.methods import METHODS
+from ..explainers.methods import METHODS, Method
 from .console import print_notice, print_table
 from .open_model import ModelOptions, open_model
 
@@ -74,7 +74,7 @@ def list_methods(long: bool = False) -> None:
         long: print the formula and the reference of every method and baseline instead.
     """
     if long:
-        methods = {**METHODS, **BASELINES}
+        methods: dict[str, Method | Baseline] = {**METHODS, **BASELINES}
         documented = [(name, method.formula, method.reference) for name, method in methods.items()]
         print_table(["method", "formula", "reference"], documented)
         return

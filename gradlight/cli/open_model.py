@@ -18,6 +18,7 @@ from ..models.captioner import Captioner, captioner
 from ..models.classifiers import classifier
 from ..models.images import read_images
 from ..models.preprocessing import Preprocess
+from ..models.registry import SOURCES
 from ..models.view import View
 from .console import print_notice
 
@@ -177,7 +178,7 @@ def read_photos(
         try:
             pixels, (record,) = read_images([path], preprocess)
         except GradlightError as error:
-            failures.append((str(path), str(error)))
+            failures.append((str(path), f"{error}{SOURCES.scheme_hint(str(path))}"))
             continue
         if bytes_held + pixels.nbytes > _MAX_BYTES_HELD:
             readable.append(ReadPhoto(path))
