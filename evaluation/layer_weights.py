@@ -172,7 +172,7 @@ def _rename_layer(maps: SaliencyMaps, name: str) -> SaliencyMaps:
     """Rename the only layer of maps."""
     (layer,) = maps.layers
     rows = {(method, name): maps.rows(method, layer) for method in maps.methods}
-    return SaliencyMaps(rows, {name: maps.about[layer]}, maps.images, maps.targets, maps.size, maps.origin)
+    return SaliencyMaps(rows, {name: maps.layer_info[layer]}, maps.images, maps.targets, maps.size, maps.origin)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ def to_stored(maps: SaliencyMaps) -> StoredMaps:
             TargetRow(image, t.kind, t.index, t.label, t.score) for image, row in enumerate(maps.targets) for t in row
         ],
         maps={key: maps.rows(*key).detach().float().cpu().numpy() for key in maps.pairs},
-        layers={key: _layer_row(key, maps.about[key[1]]) for key in maps.pairs},
+        layers={key: _layer_row(key, maps.layer_info[key[1]]) for key in maps.pairs},
         failures=[],
         complete=True,
         gradlight_version=__version__,

@@ -58,7 +58,7 @@ class SaliencyMaps(Dataset[Sample]):
 
     Args:
         maps: (method, layer) → tensor [B,K,h,w], or rows [M,h,w] in the order of images and targets.
-        layers: Layer → its depth and stride; the attribute `about` has them from shallow to deep.
+        layers: Layer → its depth and stride; the attribute `layer_info` has them from shallow to deep.
         images: One Photo (path, sha256, width, height, view) per image; kept as an attribute, as the next three are.
         targets: One list of Target (kind, index, label, score) per image.
         size: Height and width of the network's pixels.
@@ -86,7 +86,7 @@ class SaliencyMaps(Dataset[Sample]):
         close: Callable[[], None] | None = None,
     ) -> None:
         self._maps = {key: as_rows(values) for key, values in maps.items()}
-        self.about = dict(sorted(layers.items(), key=lambda item: item[1].depth))
+        self.layer_info = dict(sorted(layers.items(), key=lambda item: item[1].depth))
         self.images, self.targets = images, targets
         self.size, self.origin = size, origin
         self._close = close
@@ -102,7 +102,7 @@ class SaliencyMaps(Dataset[Sample]):
     @property
     def layers(self) -> list[str]:
         """Names of the layers, from shallow to deep."""
-        return list(self.about)
+        return list(self.layer_info)
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -214,7 +214,7 @@ class SaliencyMaps(Dataset[Sample]):
         maps = {key: values.select(rows) for key, values in self._maps.items()}
         targets = [self.targets[image] for image in numbers]
         images = SelectedSequence(self.images, numbers)
-        return SaliencyMaps(maps, self.about, images, targets, self.size, self.origin, self._close)
+        return SaliencyMaps(maps, self.layer_info, images, targets, self.size, self.origin, self._close)
 
     # --- Making other maps of them
 
@@ -257,7 +257,7 @@ class SaliencyMaps(Dataset[Sample]):
         """
         resized = {key: _upsampled(values, size) for key, values in self._maps.items()}
         stride = (self.size[0] / size[0], self.size[1] / size[1])
-        return self._with(resized, {name: MapLayer(layer.depth, stride) for name, layer in self.about.items()})
+        return self._with(resized, {name: MapLayer(layer.depth, stride) for name, layer in self.layer_info.items()})
 
     def combine(self, weights: LayerWeights = "linear", how: str = "product") -> SaliencyMaps:
         """Combine all layers of each method into the one layer "HOW(WEIGHTS)" (paper, section 4.2).
@@ -289,7 +289,7 @@ class SaliencyMaps(Dataset[Sample]):
             shares = layer_weights(weights, layers, self.origin.model, self.origin.weights_sha256)
             maps = [_upsampled(self._maps[method_name, layer], self.size) for layer in layers]
             combined[method_name, name] = combine(maps, shares, how)
-        depth = max(layer.depth for layer in self.about.values()) + 1
+        depth = max(layer.depth for layer in self.layer_info.values()) + 1
         return self._with(combined, {name: MapLayer(depth, (1.0, 1.0))})
 
     def _layers_to_combine(self) -> dict[str, list[str]]:
@@ -329,7 +329,7 @@ class SaliencyMaps(Dataset[Sample]):
         both = [f"{method} at {layer}" for method, layer in self.pairs if (method, layer) in other._maps]
         if both:
             raise GradlightError(f"Both results have maps of {', '.join(both)}; joining them would lose one of each.")
-        return self._with({**self._maps, **other._maps}, {**self.about, **other.about})
+        return self._with({**self._maps, **other._maps}, {**self.layer_info, **other.layer_info})
 
     def _identity(self) -> tuple[Any, ...]:
         """Return what these are maps of: images, targets, weights and meta step."""
@@ -351,7 +351,7 @@ class SaliencyMaps(Dataset[Sample]):
             >>> maps.to("cpu")["normgrad", "0"].device
             device(type='cpu')
         """
-        return self._with({key: maps.to(device) for key, maps in self._maps.items()}, self.about)
+        return self._with({key: maps.to(device) for key, maps in self._maps.items()}, self.layer_info)
 
     def _with(self, maps: MapsByKey, layers: Mapping[str, MapLayer]) -> SaliencyMaps:
         return SaliencyMaps(maps, layers, self.images, self.targets, self.size, self.origin, self._close)

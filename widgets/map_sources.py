@@ -188,7 +188,7 @@ class FinishedMaps(MapSource):
 
     def map_sizes(self) -> list[tuple[int, int]]:
         """Give the height and width of the maps at each layer."""
-        return [_map_size(self.source.size, self.source.about[layer]) for layer in self.layers]
+        return [_map_size(self.source.size, self.source.layer_info[layer]) for layer in self.layers]
 
     def maps(self, key: MapKey, methods: Sequence[str], token: CancelToken) -> SaliencyMaps:
         """Read the maps of one image and one target."""
@@ -202,8 +202,8 @@ class FinishedMaps(MapSource):
         maps, photo = self.source, self.photo(key.image)
         with self._lock:
             target = maps.targets[key.image][row]
-        about = {layer: maps.about[layer] for layer in self.layers}
-        return SaliencyMaps(rows, about, [photo], [[target]], maps.size, maps.origin)
+        layer_info = {layer: maps.layer_info[layer] for layer in self.layers}
+        return SaliencyMaps(rows, layer_info, [photo], [[target]], maps.size, maps.origin)
 
 
 def select_target(maps: SaliencyMaps, target: int) -> SaliencyMaps:
@@ -217,7 +217,7 @@ def select_target(maps: SaliencyMaps, target: int) -> SaliencyMaps:
         Maps of the image and this target alone.
     """
     rows = {pair: maps.rows(*pair, image=0)[target : target + 1] for pair in maps.pairs}
-    return SaliencyMaps(rows, maps.about, [maps.images[0]], [[maps.targets[0][target]]], maps.size, maps.origin)
+    return SaliencyMaps(rows, maps.layer_info, [maps.images[0]], [[maps.targets[0][target]]], maps.size, maps.origin)
 
 
 def select_names(selection: Any, available: Sequence[str], kind: str) -> list[str]:

@@ -215,4 +215,4 @@ def without_refused(maps: SaliencyMaps, refusals: Refusals) -> SaliencyMaps:
         if method not in {name for name, _ in pairs}:
             raise error
     rows = {pair: maps.rows(*pair) for pair in pairs}
-    return SaliencyMaps(rows, maps.about, maps.images, maps.targets, maps.size, maps.origin)
+    return SaliencyMaps(rows, maps.layer_info, maps.images, maps.targets, maps.size, maps.origin)

@@ -88,7 +88,7 @@ def assert_same(found: SaliencyMaps, expected: SaliencyMaps) -> None:
         assert torch.equal(rows, wanted)
     assert list(found.targets) == list(expected.targets)
     assert list(found.images) == list(expected.images)
-    assert (found.about, found.size) == (expected.about, expected.size)
+    assert (found.layer_info, found.size) == (expected.layer_info, expected.size)
     assert told(found) == told(expected)
 
 

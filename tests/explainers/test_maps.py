@@ -96,7 +96,12 @@ def test_a_file_gives_back_the_same_maps(maps: gl.SaliencyMaps, tmp_path: Path) 
     back = gl.load(tmp_path / "maps.h5")
     assert back.pairs == both.pairs
     assert all(torch.equal(back[key], both[key]) for key in both.pairs)
-    assert (back.targets, back.images, back.size, back.about) == (both.targets, both.images, both.size, both.about)
+    assert (back.targets, back.images, back.size, back.layer_info) == (
+        both.targets,
+        both.images,
+        both.size,
+        both.layer_info,
+    )
     assert back.origin == both.origin
     assert torch.equal(back.combine()["normgrad", "product(linear)"], both["normgrad", "product(linear)"])
 
@@ -148,7 +153,7 @@ def test_methods_and_layers_can_be_chosen_for_the_figure(maps: gl.SaliencyMaps) 
 def test_a_notebook_shows_a_glimpse_of_what_is_too_much(maps: gl.SaliencyMaps) -> None:
     names = [f"layer{n}" for n in range(100)]
     many = {("normgrad", name): maps["normgrad", "3"] for name in names}
-    about = {name: replace(maps.about["3"], depth=depth) for depth, name in enumerate(names)}
+    about = {name: replace(maps.layer_info["3"], depth=depth) for depth, name in enumerate(names)}
     large = gl.SaliencyMaps(many, about, maps.images, maps.targets, maps.size, maps.origin)
     shown = large._repr_png_()
     assert shown is not None
@@ -193,7 +198,7 @@ def test_some_images_are_maps_too(maps: gl.SaliencyMaps) -> None:
 def test_every_map_brought_to_one_size(maps: gl.SaliencyMaps) -> None:
     resized = maps.resized((20, 30))
     assert torch.equal(resized["normgrad", "3"], maps.upsampled("normgrad", "3", (20, 30)))
-    assert resized.about["3"].stride == pytest.approx((224 / 20, 224 / 30))
+    assert resized.layer_info["3"].stride == pytest.approx((224 / 20, 224 / 30))
 
 
 def test_images_with_different_numbers_of_targets(maps: gl.SaliencyMaps, photo: Path, tmp_path: Path) -> None:

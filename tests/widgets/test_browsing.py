@@ -117,7 +117,9 @@ def test_ten_thousand_images_open_in_less_than_a_second(many: Path, open_page: C
 
 def test_a_photo_that_is_gone_leaves_its_maps(maps: SaliencyMaps, open_page: Callable[[Viewer], BarePage]) -> None:
     gone = [Photo("/nowhere/a.png", p.sha256, p.width, p.height, p.view) for p in maps.images]
-    lost = SaliencyMaps({k: maps.rows(*k) for k in maps.pairs}, maps.about, gone, maps.targets, maps.size, maps.origin)
+    lost = SaliencyMaps(
+        {k: maps.rows(*k) for k in maps.pairs}, maps.layer_info, gone, maps.targets, maps.size, maps.origin
+    )
     shown = open_page(view(lost))
     assert shown.viewer._photo == b""
     before = shown.pixels()
