@@ -15,9 +15,6 @@ from bare_page import BarePage
 import gradlight as gl
 from gradlight.widgets.viewer import Viewer
 
-HERE = Path(__file__).parent
-SCENES = HERE.parents[1] / "data" / "bundled"
-
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
@@ -37,7 +34,7 @@ def captioner() -> Any:
 @pytest.fixture(scope="session")
 def photo() -> Path:
     """Give a scene: a blue and an orange crescent, a green heart, a green triangle."""
-    return SCENES / "scene_5.png"
+    return chromium.SCENES / "scene_5.png"
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +79,7 @@ def open_page(page: Any) -> Callable[[Viewer], BarePage]:
 @pytest.fixture(scope="session")
 def tools() -> Path:
     """Give the folder of what npm has installed for these tests."""
-    found = HERE / "node_modules"
+    found = chromium.HERE / "node_modules"
     if not found.is_dir():
         pytest.skip("the page's test tools are not installed: npm install --no-package-lock, in tests/widgets")
     return found

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from bare_page import BarePage
-from conftest import SCENES
+from chromium import SCENES
 
 import gradlight as gl
 from gradlight.widgets.view import view

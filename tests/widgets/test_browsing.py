@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from bare_page import BarePage
-from conftest import SCENES
+from chromium import SCENES
 
 import gradlight as gl
 from gradlight.errors import GradlightError

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from conftest import SCENES
+from chromium import SCENES
 from lab import Lab, Notebook, start
 from PIL import Image
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import HERE
+from chromium import HERE
 
 from gradlight.widgets.page import program, stylesheet
 
