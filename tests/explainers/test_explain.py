@@ -115,9 +115,9 @@ def test_what_cannot_be_done_says_why(model: object, given: dict[str, object], m
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (network(), r"not a Sequential\. Wrap it first: gradlight\.classifier\(network\)"),
-        ("timm/resnet50", r"not 'timm/resnet50'\. Wrap it first: gradlight\.classifier\('timm/resnet50'\)"),
-        (None, "not a NoneType"),
+        (network(), r"this is a Sequential\. Wrap it first: gradlight\.classifier\(network\)"),
+        ("timm/resnet50", r"this is 'timm/resnet50'\. Wrap it first: gradlight\.classifier\('timm/resnet50'\)"),
+        (None, "this is a NoneType"),
     ],
 )
 def test_what_is_no_model_says_how_to_make_one(given: object, message: str) -> None:
@@ -132,7 +132,7 @@ def test_no_image_is_an_error(model: object) -> None:
 
 @pytest.mark.parametrize("images", [5, None])
 def test_what_is_no_image_is_told(model: object, images: object) -> None:
-    with pytest.raises(GradlightError, match=f"or a list; not {images!r}"):
+    with pytest.raises(GradlightError, match=f"or a list of these; this is {images!r}"):
         gl.explain(model, images)
 
 

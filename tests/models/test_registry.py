@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 import gradlight as gl
-from gradlight.cli.open_model import readable
+from gradlight.cli.open_model import read_photos
 from gradlight.errors import GradlightError, GradlightWarning
 from gradlight.export.lists import read_list
 from gradlight.models.preprocessing import Preprocessing
@@ -91,7 +91,9 @@ def test_a_plugin_brings_models_of_its_own(plugin: Source) -> None:
 def test_lists_and_the_command_line_take_its_images(plugin: Source, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("shade:7\tstar\nshade.png\n", encoding="utf-8")
     assert [path for path, _ in read_list(tmp_path / "list.txt")] == ["shade:7", str(tmp_path / "shade.png")]
-    assert readable([Path("shade:7"), Path("scenes:7")]) == ([Path("shade:7"), Path("scenes:7")], [])
+    names = [Path("shade:7"), Path("scenes:7")]
+    photos, failures = read_photos(names, gl.classifier("scenes"))
+    assert ([photo.path for photo in photos], failures) == (names, [])
 
 
 def test_unknown_names_list_what_is_registered(plugin: Source) -> None:
