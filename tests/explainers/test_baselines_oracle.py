@@ -74,9 +74,22 @@ def test_rectifiers_at_the_pixels_are_captums(oracle: Oracle, case: str, name: s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("rule", ["gausslegendre", "riemann_trapezoid"])
+@pytest.mark.parametrize(
+    ("case", "rule"),
+    [
+        ("resnet18_A_t18", "gausslegendre"),
+        ("resnet18_A_t18", "riemann_trapezoid"),
+        ("resnet18_B_t5", "gausslegendre"),
+        ("resnet18_B_t5", "riemann_trapezoid"),
+        ("vgg11_A_t17", "gausslegendre"),
+    ],
+)
 def test_integrated_gradients_are_captums(oracle: Oracle, case: str, rule: str):
+    """Where the gradients are defined: the trapezoid rule takes one at the black reference image.
+
+    There all locations of a VGG's layers are equal, and which of them its max pooling chooses is rounding, which
+    another processor does otherwise: a change of the reference by 1e-10 changes that gradient by its own size.
+    """
     pytest.importorskip("captum.attr")
     signed = oracle.read(f"maps/{case}/cams.npz")[f"captum_integrated_gradients32_{rule}/input/full"]
 
