@@ -202,8 +202,8 @@ class FinishedMaps(MapSource):
         maps, photo = self.source, self.photo(key.image)
         with self._lock:
             target = maps.targets[key.image][row]
-        about = {layer: maps.about[layer] for layer in self.layers}
-        return SaliencyMaps(rows, about, [photo], [[target]], maps.size, maps.origin)
+        map_layers = {layer: maps.about[layer] for layer in self.layers}
+        return SaliencyMaps(rows, map_layers, [photo], [[target]], maps.size, maps.origin)
 
 
 def select_target(maps: SaliencyMaps, target: int) -> SaliencyMaps:

@@ -124,9 +124,9 @@ def _combine(
     """Combine one method's maps; None where all weights are 0."""
     if not any(weights[layer] for layer in layers):
         return None
-    about = {layer: maps.about[layer] for layer in layers}
+    map_layers = {layer: maps.about[layer] for layer in layers}
     rows = {(pane.method, layer): maps.rows(pane.method, layer) for layer in layers}
-    alone = SaliencyMaps(rows, about, maps.images, maps.targets, maps.size, maps.origin)
+    alone = SaliencyMaps(rows, map_layers, maps.images, maps.targets, maps.size, maps.origin)
     with warnings.catch_warnings():
         # A flat layer needs no warning here: the viewer shows that it is flat.
         warnings.simplefilter("ignore", GradlightWarning)

@@ -181,17 +181,17 @@ def test_the_encoder_runs_once_and_so_does_the_decoder(model: Captioner) -> None
     runs: list[str] = []
     network = model.network
     hooks = [
-        network.encoder.register_forward_hook(lambda *_: runs.append("eye")),
-        next(iter(network.decoder.parts.values())).register_forward_hook(lambda *_: runs.append("tongue")),
+        network.encoder.register_forward_hook(lambda *_: runs.append("encoder")),
+        next(iter(network.decoder.parts.values())).register_forward_hook(lambda *_: runs.append("decoder")),
     ]
     objective = model.objective([[TEXT, "a red", "a [red] star"]])
     with torch.no_grad():
         outputs = objective.outputs(model.pixels(PHOTOS))
-        assert runs == ["eye"]
+        assert runs == ["encoder"]
         targets = objective.choose(outputs)
         runs.clear()
         objective.scores(outputs, targets)
-    assert runs == ["tongue"]
+    assert runs == ["decoder"]
     for hook in hooks:
         hook.remove()
 
@@ -305,7 +305,7 @@ def test_a_folder_that_save_pretrained_wrote(family: str, tmp_path: Path) -> Non
         torch.testing.assert_close(model.objective(TEXT)(pixels)[:, 0], rows.sum(1))
     described = json.loads(json.dumps(model.describe()))
     assert described["name"] == f"transformers/{folder}"
-    assert (described["kind"], described["words"]) == ("captioner", len(hub.PIECES))
+    assert (described["kind"], described["words"]) == ("captioner", len(hub.SUBWORDS))
     assert described["preprocessing"]["size"] == {"height": 32, "width": 32}
     assert not model.network.training
     untrained = gl.captioner(f"transformers/{folder}", device="cpu", pretrained=False)
@@ -335,7 +335,7 @@ def test_a_network_stays_the_callers(family: str) -> None:
     before = dict(network.named_parameters())
     model = gl.captioner(network, tokenizer=hub.tokenizer())
     assert {id(p) for p in model.network.parameters()} == {id(p) for p in before.values()}
-    assert model.labels == list(hub.PIECES)
+    assert model.labels == list(hub.SUBWORDS)
     assert model.layers()[0].name == "input"
     assert all(name in dict(model.trunk.named_modules()) for name in (layer.name for layer in model.layers()[1:]))
 
@@ -383,7 +383,7 @@ def test_subwords_are_grouped_into_words(tokenizer: SubwordTokenizer) -> None:
 
 
 def test_endings_without_a_word_before_them(tokenizer: SubwordTokenizer) -> None:
-    numbers = [hub.PIECES[piece] for piece in ("##s", "a", "##ish", "##let", "red")]
+    numbers = [hub.SUBWORDS[piece] for piece in ("##s", "a", "##ish", "##let", "red")]
     tokens = tokenizer.group_words(numbers)
     assert flatten_tokens(tokens) == numbers
     assert len(tokenizer.decode(tokens)) == len(tokens) == 3
