@@ -1,1 +1,1 @@
-"""Installed as `gradlight.explainers`: the mathematics. Knows torch; opens no file, knows no model zoo."""
+"""Installed as `gradlight.explainers`: the mathematics. Needs torch alone; opens no file and loads no network."""

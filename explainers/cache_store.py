@@ -6,7 +6,7 @@ known, so that they need not be counted whenever one is added.
 The bytes of an entry are a plain HDF5 file that can be read and trusted without the HDF5 library. /facts is JSON text
 (the key, the facts, the name, dtype and shape of every array) and /numbers the bytes of all arrays, each from a
 multiple of eight on. Both are contiguous; the user block of 512 bytes before the HDF5 has their offsets, and the
-SHA-256 of the file from there on. So an entry is read by cutting two pieces out of checked bytes: several times as fast
+SHA-256 of the file from there on. So an entry is read by slicing two ranges of checked bytes: several times as fast
 as through the HDF5 library, which never reads a file that somebody has tampered with.
 """
 

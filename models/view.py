@@ -128,7 +128,7 @@ class View:
             orientation = int(record.get("orientation", 1))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise GradlightError(
-                f"This is no record of a view: {record!r}. It needs photo (2 numbers), box (4) and size (2)."
+                f"This is not a record of a view: {record!r}. It needs photo (2 numbers), box (4) and size (2)."
             ) from error
         return cls((width, height), (left, top, right, bottom), (rows, columns), orientation)
 

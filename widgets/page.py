@@ -184,9 +184,9 @@ def offline_state(
     Returns:
         The traits of the page, which offers these targets and methods only.
     """
-    about, scene = state["about"], state["scene"]
-    options = about["options"] | {"method": [[name, name] for name in methods]}
+    source, scene = state["about"], state["scene"]
+    options = source["options"] | {"method": [[name, name] for name in methods]}
     silent = {"live": False, "kernel": False, "search": "", "count": 1, "options": options}
     choices = [choice for choice in scene["choices"] if choice["key"] in targets]
-    changed = {"about": about | silent, "scene": scene | {"choices": choices}, "work": {}, "found": {}, "listing": {}}
+    changed = {"about": source | silent, "scene": scene | {"choices": choices}, "work": {}, "found": {}, "listing": {}}
     return {**state, **changed, "_maps": maps}

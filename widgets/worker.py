@@ -22,7 +22,7 @@ class Cancelled(Exception):  # noqa: N818  # not an error: the user asked for it
 
 
 class CancelToken:
-    """Passed to a piece of work, which calls `step` to report its progress and to learn of a cancellation.
+    """Passed to background work, which calls `step` to report its progress and to learn of a cancellation.
 
     Args:
         report: Called with the progress, 0 to 1, at each step.

@@ -196,7 +196,7 @@ def _read_object(element: ElementTree.Element) -> AnnotatedObject:
     """Read the element <object>."""
     left, top, right, bottom = (_read_number(element, f"bndbox/{name}") for name in ("xmin", "ymin", "xmax", "ymax"))
     if left > right or top > bottom:
-        raise GradlightError(f"the box from ({left:g}, {top:g}) to ({right:g}, {bottom:g}) is turned inside out")
+        raise GradlightError(f"the box from ({left:g}, {top:g}) to ({right:g}, {bottom:g}) has its corners swapped")
     box: Box = (left - 1, top - 1, right, bottom)
     difficult = (element.findtext("difficult") or "0").strip() == "1"
     return AnnotatedObject(_read_text(element, "name"), box, difficult)

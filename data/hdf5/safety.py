@@ -216,7 +216,7 @@ def _find_column_dangers(column: h5py.Dataset) -> Iterator[str]:
     if properties.get_layout() == h5py.h5d.VIRTUAL:
         yield "is a virtual dataset, kept in other files"
     elif properties.get_layout() != h5py.h5d.CONTIGUOUS:
-        yield "is not stored as one piece"
+        yield "is not stored contiguously"
     yield from _find_storage_dangers(column, properties)
     size = column.file.id.get_filesize()
     if _holds_references(column) and column.size:

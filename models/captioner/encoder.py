@@ -146,7 +146,7 @@ class ResNetPlan:
                 bool(record.get("shortcut", False)),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise GradlightError(f"This is no record of a ResNet: {record!r}.") from error
+            raise GradlightError(f"This is not a record of a ResNet: {record!r}.") from error
         plan.check()
         return plan
 
@@ -232,7 +232,7 @@ def infer_plan(state: Mapping[str, Tensor], pool: str = "padded") -> ResNetPlan:
         widths = tuple(int(state[f"layer{stage}.0.conv1.weight"].shape[0]) for stage in sorted(stages))
         stem = int(state["conv1.weight"].shape[0])
     except (KeyError, IndexError) as error:
-        raise GradlightError(f"These are no weights of a plain ResNet: {error} is missing.") from error
+        raise GradlightError(f"These are not the weights of a plain ResNet: {error} is missing.") from error
     block = "bottleneck" if "layer1.0.conv3.weight" in state else "basic"
     needless = stem == widths[0] * _BLOCKS[block].expansion and "layer1.0.downsample.0.weight" in state
     plan = ResNetPlan(block, tuple(stages[stage] for stage in sorted(stages)), widths, stem, pool, needless)

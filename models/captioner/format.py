@@ -227,7 +227,7 @@ def read_json(path: PathLike) -> dict[str, Any]:
 
 def _check_version(record: Mapping[str, Any]) -> None:
     if record.get("format") != _FORMAT:
-        raise GradlightError(f"This is no record of a captioner (format {record.get('format')!r}).")
+        raise GradlightError(f"This is not a record of a captioner (format {record.get('format')!r}).")
     version = _get(record, "format_version", int)
     if version > _VERSION:
         raise GradlightError(f"It is of format {version}, and this gradlight reads {_VERSION}: use a newer gradlight.")
@@ -270,7 +270,7 @@ def _restore_preprocessing(record: Any) -> Preprocessing:
         if not _is_in_range(preprocessing):
             raise ValueError("a value is out of range")
     except (TypeError, ValueError) as error:
-        raise GradlightError(f"This is no record of a preprocessing: {error}.") from error
+        raise GradlightError(f"This is not a record of a preprocessing: {error}.") from error
     return preprocessing
 
 

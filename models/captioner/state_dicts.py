@@ -167,7 +167,7 @@ def _tensor_references(value: Any) -> dict[str, TensorReference]:
         visited += 1
         # A module can hold itself.
         if visited + len(stack) + len(references) > _MAX_ENTRIES or len(prefix) > _MAX_NAME:
-            raise ValueError("modules without end")
+            raise ValueError("modules nested without end")
     return references
 
 

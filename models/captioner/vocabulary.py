@@ -130,7 +130,7 @@ class Vocabulary:
             unk = record.get("unk")
             special_tokens = SpecialTokens(int(record["bos"]), int(record["end"]), None if unk is None else int(unk))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise GradlightError(f"This is no vocabulary ({error}); it needs words, bos and end.") from error
+            raise GradlightError(f"This is not a vocabulary ({error}); it needs words, bos and end.") from error
         return cls(words, special_tokens)
 
 

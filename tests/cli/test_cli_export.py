@@ -43,7 +43,10 @@ def test_scenes_are_exported_verified_and_inspected(run, tmp_path: Path) -> None
     assert "12 images" in shown
     with gl.load(out) as maps:
         wanted = gl.explain(gl.classifier("scenes"), maps.images[9].path, methods="normgrad")
-        assert torch.allclose(maps.rows("normgrad", "layer3", image=9), wanted["normgrad", "layer3"][0], rtol=1e-4)
+        alone = wanted["normgrad", "layer3"][0]
+        torch.testing.assert_close(
+            maps.rows("normgrad", "layer3", image=9), alone, rtol=0, atol=1e-5 * float(alone.abs().max())
+        )
         assert maps.images[0].picture().size == (160, 160) or maps.images[0].picture().width > 0
 
 

@@ -39,21 +39,25 @@ def test_a_method() -> None:
         return tap.gradient
 
     gl.explain(gl.classifier("scenes"), "scenes:1", "star", methods=gl.Method(noting, "sum"), layers="layer4")
-    torch.testing.assert_close(maps.rows("layer_cam", "layer4"), found[0])
+    scale = float(found[0].abs().max())
+    torch.testing.assert_close(maps.rows("layer_cam", "layer4"), found[0], rtol=0, atol=1e-5 * scale)
     assert bool(found[0].any())
 
 
 def test_an_objective() -> None:
     names = run("An objective")
     maps, model = names["maps"], gl.classifier("scenes")
+    model.network.double()  # the gradients that are added cancel in part
     both = gl.explain(model, ["scenes:1", "scenes:2"], [["star", "heart"]], methods="gradient_sum", layers="layer4")
     asked = gl.explain(names["MarginModel"](model), "scenes:1", ("star", "heart"), methods="gradient_sum")
     star_map, heart_map = both["gradient_sum", "layer4"][0]
-    torch.testing.assert_close(asked["gradient_sum", "layer4"][0, 0], star_map - heart_map, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(asked["gradient_sum", "layer4"][0, 0], star_map - heart_map, rtol=1e-9, atol=1e-13)
     assert [row[0].label for row in maps.targets] == ["star rather than heart"] * 2
     assert maps.origin.objective == {"kind": "margin", "first": 3, "second": 6}
     star, heart = both.targets[0]
-    assert maps.targets[0][0].score == pytest.approx(star.score - heart.score, abs=1e-4)
+    terms = abs(star.score) + abs(heart.score)
+    assert maps.targets[0][0].score == pytest.approx(star.score - heart.score, abs=1e-5 * terms)
+    assert asked.targets[0][0].score == pytest.approx(star.score - heart.score, abs=1e-12 * terms)
 
 
 def test_a_family_of_captioners(monkeypatch: pytest.MonkeyPatch) -> None:

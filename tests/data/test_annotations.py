@@ -467,7 +467,7 @@ LAUGHS = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10 if n else "ha"}">' for n i
         (xml(boxed(box=(1, 2, 3, "four"))), "<bndbox><ymax> is 'four', not a number"),
         (xml(boxed(box=(1, 2, 3, "nan"))), "'nan', not a number"),
         (xml(boxed(box=(1, 2, 3, "9" * 5000))), "not a number of pixels"),
-        (xml(boxed(box=(5, 2, 3, 4))), "turned inside out"),
+        (xml(boxed(box=(5, 2, 3, 4))), "corners swapped"),
         (xml(boxed(" ")), "an <object> has no <name>"),
         (xml("<object><name>cat</name></object>"), "has no <bndbox><xmin>"),
         (xml(size="<width>8</width>"), "has no <size><height>"),

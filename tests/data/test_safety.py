@@ -189,7 +189,7 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     ),
     "column that is packed": (
         put("targets/score", data=np.zeros(3), chunks=(3,), compression="gzip"),
-        "/targets/score is not stored as one piece",
+        "/targets/score is not stored contiguously",
     ),
     "maps that are only declared": (
         put(MAP, shape=(10**8, 5, 5), dtype="f4", chunks=(100, 5, 5), compression="gzip"),

@@ -55,24 +55,26 @@ def test_an_area_is_that_of_trapezoids() -> None:
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_the_whole_photo_has_the_classifiers_own_probability(multi_label: bool) -> None:
     model = gl.classifier("scenes") if multi_label else tiny()
+    model.network.double()
     sample = open_samples("scenes", 1)
     result = deletion_insertion(model, sample, ["normgrad"], model.stages()[-1].name, ledger=Ledger(None, {}), steps=2)
     probability = model.predict(sample[0].image)[0][0].probability
     for curves in result.figures["curves"].values():
-        assert curves["deletion"][0] == pytest.approx(probability, abs=1e-5)
-        assert curves["insertion"][-1] == pytest.approx(probability, abs=1e-5)
+        assert curves["deletion"][0] == pytest.approx(probability, rel=1e-9)
+        assert curves["insertion"][-1] == pytest.approx(probability, rel=1e-9)
 
 
 @pytest.mark.parametrize("part", ["caption", "word"])
 def test_the_whole_photo_has_the_captioners_own_probability(part: str) -> None:
     model, sample = gl.captioner("scenes"), open_samples("scenes", 1)
+    model.network.double()
     caption = model.caption(sample[0].image)[0]
     target = None if part == "caption" else caption.words[1]
     log = caption.log_prob if part == "caption" else caption.word_log_probs[1]
     result = deletion_insertion(model, sample, ["normgrad"], "layer4", ledger=Ledger(None, {}), target=target, steps=1)
     found = result.figures["curves"]["normgrad / layer4"]
-    assert found["deletion"][0] == pytest.approx(math.exp(log), rel=1e-4)
-    assert found["insertion"][-1] == pytest.approx(math.exp(log), rel=1e-4)
+    assert found["deletion"][0] == pytest.approx(math.exp(log), rel=1e-9)
+    assert found["insertion"][-1] == pytest.approx(math.exp(log), rel=1e-9)
 
 
 def test_a_map_of_what_matters_wins_both_games() -> None:

@@ -20,6 +20,10 @@ def noise(height: int = SIDE, width: int = SIDE) -> Tensor:
     return torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
+def assert_close(found: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12 * float(wanted.abs().max()))
+
+
 class Flattening(nn.Module):
     """A small network whose head is that of VGG: features of 4 x 4, flattened."""
 
@@ -52,44 +56,44 @@ BUILDS: list[Callable[[], nn.Module]] = [resnet, timm_resnet, timm_mobilenet, Fl
 def test_the_grid_is_the_network_at_every_place(build: Callable[[], nn.Module]) -> None:
     """Each place of the grid is what the head says of the window of features there."""
     torch.manual_seed(0)
-    network = build().eval()
-    converted = fully_convolutional(network, noise())
+    network = build().double().eval()
+    converted = fully_convolutional(network, noise().double())
     assert converted is not None
     with torch.no_grad():
-        assert torch.allclose(converted(noise()).flatten(1), network(noise()), atol=1e-5)
-        grid = converted(noise(SIDE, 2 * SIDE))
+        assert_close(converted(noise().double()).flatten(1), network(noise().double()))
+        grid = converted(noise(SIDE, 2 * SIDE).double())
     assert grid.shape[:3] == (1, 7, 1)
     assert grid.shape[3] > 1
 
 
 def test_a_resnet_slides_its_average() -> None:
     torch.manual_seed(0)
-    network = torchvision.models.resnet18(num_classes=7).eval()
-    converted = fully_convolutional(network, noise())
+    network = torchvision.models.resnet18(num_classes=7).double().eval()
+    converted = fully_convolutional(network, noise().double())
     assert converted is not None
     features: list[Tensor] = []
     handle = network.layer4.register_forward_hook(lambda module, args, output: features.append(output))
-    wide = noise(96, 128)
+    wide = noise(96, 128).double()
     with torch.no_grad():
         network(wide)
         found = converted(wide)
     handle.remove()
     pooled = F.avg_pool2d(features[0], 2, stride=1)  # 64 pixels give 2 x 2 features
     wanted = torch.einsum("bchw,kc->bkhw", pooled, network.fc.weight) + network.fc.bias.view(1, -1, 1, 1)
-    assert torch.allclose(found, wanted, atol=1e-5)
+    assert_close(found, wanted.detach())
 
 
 def test_flattened_features_become_a_convolution() -> None:
     torch.manual_seed(0)
-    network = Flattening().eval()
-    converted = fully_convolutional(network, noise())
+    network = Flattening().double().eval()
+    converted = fully_convolutional(network, noise().double())
     assert converted is not None
-    wide = noise(SIDE, 96)
+    wide = noise(SIDE, 96).double()
     with torch.no_grad():
         features = network.features(wide)
         windows = [features[:, :, :, start : start + 4].flatten(1) for start in range(features.shape[3] - 3)]
         wanted = torch.stack([network.classifier(window) for window in windows], 2).unsqueeze(2)
-        assert torch.allclose(converted(wide), wanted, atol=1e-5)
+        assert_close(converted(wide), wanted)
 
 
 @pytest.mark.parametrize("build", BUILDS)

@@ -122,7 +122,8 @@ def test_a_map_points_where_one_made_by_hand_does(size: tuple[int, int], layer: 
 
 
 def test_the_gradient_sent_back_is_the_spatial_softmax() -> None:
-    grid = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    generator = torch.Generator().manual_seed(0)
+    grid = torch.randn(2, 3, 4, 5, dtype=torch.float64, generator=generator, requires_grad=True)
 
     class Grid(nn.Module):
         def forward(self, pixels: Tensor) -> Tensor:
@@ -131,11 +132,11 @@ def test_the_gradient_sent_back_is_the_spatial_softmax() -> None:
     objective = GridObjective(Grid(), ClassLabels(list("abc")), parse("b"))
     pixels = torch.zeros(2, 3, 8, 8)
     objective(pixels).sum().backward()
-    wanted = torch.zeros(2, 3, 4, 5)
+    wanted = torch.zeros_like(grid)
     exponents = grid.detach()[:, 1].exp()
     wanted[:, 1] = exponents / exponents.sum((1, 2), keepdim=True)
     assert grid.grad is not None
-    assert torch.allclose(grid.grad, wanted, atol=1e-7)
+    assert torch.allclose(grid.grad, wanted, rtol=1e-12, atol=1e-15)
     assert objective.loss(pixels).shape == (2,)
     parts = GridObjective(Grid(), ClassLabels(list("abc")), parse(["a", "b"])).rows(1, 2, 2)
     assert parts.target_specs == [["b"]]

@@ -111,7 +111,7 @@ def test_smoothing_is_the_gaussian_of_the_oracle(shared: Path) -> None:
 
 def test_smoothing_keeps_a_constant_and_the_sum_of_a_distant_spot() -> None:
     assert torch.allclose(smooth(torch.ones(1, 30, 50)), torch.ones(1, 30, 50))
-    spot = torch.zeros(1, 61, 81)
+    spot = torch.zeros(1, 61, 81, dtype=torch.float64)
     spot[0, 30, 40] = 1
     found = smooth(spot)
     assert float(found.sum()) == pytest.approx(1, abs=1e-5)

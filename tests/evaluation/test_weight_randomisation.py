@@ -233,7 +233,7 @@ def test_a_pinned_captioner_is_asked_for_the_very_caption_of_another() -> None:
 def test_focus_is_one_by_chance() -> None:
     mask = np.zeros((10, 10), bool)
     mask[:5, :5] = True
-    values = torch.rand(10, 10)
+    values = torch.rand(10, 10, dtype=torch.float64)
     assert focus(torch.ones(10, 10), mask) == pytest.approx(1)
     assert focus(torch.from_numpy(mask).float() - 5 * torch.from_numpy(~mask).float(), mask) == pytest.approx(4)
     assert focus(values, mask) == pytest.approx(float(values[:5, :5].sum() / values.sum()) * 4)

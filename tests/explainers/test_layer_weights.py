@@ -59,8 +59,8 @@ class Overwriting(nn.Module):
 
 
 def test_features_are_the_spatial_means_even_of_what_is_overwritten_afterwards() -> None:
-    network = Overwriting()
-    model, pixels = gl.classifier(network), torch.rand(2, 3, 12, 12)
+    network = Overwriting().double()
+    model, pixels = gl.classifier(network), torch.rand(2, 3, 12, 12, dtype=torch.float64)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     found = averaged_features(model, pixels, model.layers((12, 12)))
     first = network.first(pixels)
@@ -68,7 +68,7 @@ def test_features_are_the_spatial_means_even_of_what_is_overwritten_afterwards()
     wanted = {"input": pixels, "first": first, "relu": first.relu(), "second": second, "relu:1": second.relu()}
     assert found.keys() == wanted.keys()
     for name, values in wanted.items():
-        torch.testing.assert_close(found[name], values.detach().double().mean((2, 3)), rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(found[name], values.detach().mean((2, 3)), rtol=1e-12, atol=1e-14)
     assert network.training
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert not any(module._forward_hooks for module in network.modules())

@@ -28,7 +28,7 @@ from transformers import (
 
 WORDS = ["a", "red", "blue", "star", "ring", "above", "below", "and", "small", "large"]
 SPECIALS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
-PIECES = {word: number for number, word in enumerate([*SPECIALS, *WORDS, "##s", "##ish", "##let"])}
+SUBWORDS = {word: number for number, word in enumerate([*SPECIALS, *WORDS, "##s", "##ish", "##let"])}
 PAD, BOS, END, UNK = range(4)
 SIDE = 32
 _VISION = {
@@ -40,7 +40,7 @@ _VISION = {
     "patch_size": 8,
 }
 _TEXT = {
-    "vocab_size": len(PIECES),
+    "vocab_size": len(SUBWORDS),
     "hidden_size": 24,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
@@ -54,7 +54,7 @@ _TEXT = {
 
 def tokenizer() -> Any:
     """Make a tokenizer of a few words, which can have endings."""
-    inner = Tokenizer(WordPiece(PIECES, unk_token="[UNK]"))
+    inner = Tokenizer(WordPiece(SUBWORDS, unk_token="[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     inner.decoder = decoders.WordPiece(cleanup=False)
     names = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), SPECIALS, strict=True))
@@ -63,7 +63,7 @@ def tokenizer() -> Any:
 
 def vit_gpt2() -> Any:
     text = GPT2Config(
-        vocab_size=len(PIECES),
+        vocab_size=len(SUBWORDS),
         n_positions=32,
         n_embd=24,
         n_layer=2,

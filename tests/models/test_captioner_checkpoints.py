@@ -60,8 +60,9 @@ def oracle(shared: Path, request: pytest.FixtureRequest) -> Oracle:
     return Oracle(shared, request.param)
 
 
-def close(ours: Tensor, theirs: np.ndarray) -> bool:
-    return torch.allclose(ours.detach(), torch.from_numpy(theirs), rtol=0, atol=1e-4)
+def close(ours: Tensor, theirs: np.ndarray, share: float = 5e-6) -> bool:
+    """Compare with a project's float32. Log-probabilities are negative, so no sum of them is small beside its terms."""
+    return torch.allclose(ours.detach(), torch.from_numpy(theirs), rtol=0, atol=share * float(np.abs(theirs).max()))
 
 
 def test_log_probs_totals_and_gradients_are_the_projects_own(oracle: Oracle) -> None:
@@ -81,7 +82,7 @@ def test_log_probs_totals_and_gradients_are_the_projects_own(oracle: Oracle) -> 
             assert close(steps[:, :-1].sum(1), oracle.expected[f"{prefix}total_logprob_without_end"][number])
             (gradient,) = torch.autograd.grad(steps.sum(), features[name])
             theirs = oracle.expected[f"{prefix}grad_total"][number]
-            assert close(gradient.flatten(), theirs.reshape(-1))
+            assert close(gradient.flatten(), theirs.reshape(-1), 5e-5)  # the gradients of the steps cancel in part
 
 
 def decodes(oracle: Oracle) -> list[dict[str, Any]]:
@@ -111,7 +112,7 @@ def test_greedy_and_beam_search_say_what_the_project_says(oracle: Oracle) -> Non
         tokens = [token for token in best["tokens"] if token not in (specials.end, specials.bos)]
         assert list(found.tokens) == tokens, decode
         if "score" in best:
-            assert found.rank == pytest.approx(best["score"], abs=2e-4), decode
+            assert found.rank == pytest.approx(best["score"], rel=1e-5), decode
         if best.get("words") and specials.bos == 0:
             assert " ".join(oracle.found.vocabulary.decode(found.tokens)) == best["words"]
 
@@ -224,7 +225,7 @@ def test_a_caption_from_a_picture_through_the_projects_own_encoder(shared: Path,
     assert np.abs(places - expected["att_every_64th_channel"]).max() < 1e-5 * np.abs(places).max()
     ((tokens, log_prob),) = generate(found.decoder, features)
     assert [*tokens, 0] == expected["caption"].tolist()
-    assert log_prob == pytest.approx(float(expected["total_logprob"]), abs=1e-4)
+    assert log_prob == pytest.approx(float(expected["total_logprob"]), rel=1e-5)
 
 
 CHANNELS = 16

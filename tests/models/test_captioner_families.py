@@ -94,43 +94,46 @@ def test_the_arithmetic_is_that_of_the_equations(
 ) -> None:
     state = made(family, inside, rows, norm)
     found = read(tmp_path, state, family, old)
+    found.decoder.double()
     assert found.family == family
     assert found.project == ("DiscCaptioning" if inside else "ImageCaptioning.pytorch")
     slowly, chance = Slowly(state), np.random.default_rng(0)
     bos = V + 1 if inside else 0
     if family == "att2in2":
         places = chance.standard_normal((6, D))
-        features = {"att": torch.from_numpy(places)[None].float()}
+        features = {"att": torch.from_numpy(places)[None]}
 
         def expected(said: list[int]) -> np.ndarray:
             return slowly.att2in2(places, [bos, *said], norm)
     else:
         vector = chance.standard_normal(F)
-        features = {"fc": torch.from_numpy(vector)[None].float()}
+        features = {"fc": torch.from_numpy(vector)[None]}
         names = ("fc_embed", "_core") if family == "newfc" else ("img_embed", "core")
 
         def expected(said: list[int]) -> np.ndarray:
             return slowly.fc(vector, [bos, *said], *names)
 
-    assert np.allclose(log_probs(found, features), expected(SAID), atol=1e-5)
+    assert np.allclose(log_probs(found, features), expected(SAID), rtol=1e-10)
     for size in (1, 3):
         said, total = slow_beam(lambda said: expected(said)[-1], size, 5, 0.0 if inside else 1000.0)
         ((ours, log_prob),) = generate(found.decoder, features, size, max_length=5)
-        assert (ours, log_prob) == (said, pytest.approx(total, abs=1e-4))
+        assert (ours, log_prob) == (said, pytest.approx(total, rel=1e-10))
 
 
 def test_stacked_lstms_are_torchs_own(tmp_path: Path) -> None:
     state = show_tell_state(layers=3)
     found = read(tmp_path, state, "show_tell")
-    lstm = torch.nn.LSTM(E, R, 3, bias=False)
+    found.decoder.double()
+    state = {name: tensor.double() for name, tensor in state.items()}
+    lstm = torch.nn.LSTM(E, R, 3, bias=False).double()
     lstm.load_state_dict({name.removeprefix("core."): tensor for name, tensor in state.items() if "core." in name})
-    vector = torch.randn(F)
+    vector = torch.randn(F, dtype=torch.float64)
     inputs = torch.stack(
         [state["img_embed.weight"] @ vector + state["img_embed.bias"], *state["embed.weight"][[0, *SAID]]]
     )
     hidden = lstm(inputs[:, None])[0][1:, 0]
     expected = (hidden @ state["logit.weight"].T + state["logit.bias"]).log_softmax(1)
-    assert np.allclose(log_probs(found, {"fc": vector[None]}), expected.detach().numpy(), atol=1e-5)
+    assert np.allclose(log_probs(found, {"fc": vector[None]}), expected.detach().numpy(), rtol=1e-10)
 
 
 @pytest.mark.parametrize(

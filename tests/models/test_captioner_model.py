@@ -41,7 +41,7 @@ def captioner(kind: str = "fc", preprocess: Preprocess = SMALL, end: float = 2.5
             parameter.uniform_(-1.5, 1.5)
         decoder.logit.bias[0] += end - 0.5
     network = CaptionNetwork(build_resnet(ResNetPlan("basic", (1, 1), (8, 16), 8, "none")), decoder)
-    return Captioner(network.eval(), Vocabulary(dict(enumerate(WORDS, 1)), SPECIALS), preprocess, **options)
+    return Captioner(network.double().eval(), Vocabulary(dict(enumerate(WORDS, 1)), SPECIALS), preprocess, **options)
 
 
 def photos(*sizes: tuple[int, int]) -> list[Image.Image]:
@@ -64,9 +64,9 @@ def consistent(model: Captioner, caption: Caption, pixels: Tensor) -> None:
     with torch.no_grad():
         steps = model.network(pixels[None], torch.tensor([caption.tokens], dtype=torch.long))[0]
     wanted = [float(steps[t, token]) for t, token in enumerate(caption.tokens)]
-    assert caption.word_log_probs == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+    assert caption.word_log_probs == pytest.approx(wanted, rel=1e-9, abs=1e-12)
     end = float(steps[-1, 0]) if caption.ended and model.count_end else 0.0
-    assert caption.log_prob == pytest.approx(sum(wanted) + end, rel=1e-4)
+    assert caption.log_prob == pytest.approx(sum(wanted) + end, rel=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["fc", "att2in2"])
@@ -86,7 +86,7 @@ def test_the_fields_of_a_caption_fit_together(kind: str, beam_size: int, count_e
 def test_the_best_beam_is_no_less_likely_than_the_greedy_caption() -> None:
     model = captioner()
     greedy, beams = (model.caption(PHOTOS, beam_size=size) for size in (1, 200))
-    assert all(b.log_prob >= g.log_prob - 1e-5 for g, b in zip(greedy, beams, strict=True))
+    assert all(b.log_prob >= g.log_prob - 1e-9 for g, b in zip(greedy, beams, strict=True))
     assert any(caption.ended and len(caption.words) > 1 for caption in greedy)
 
 
@@ -99,7 +99,7 @@ def test_photos_of_different_sizes_keep_theirs(kind: str) -> None:
         assert tuple(pixels.shape) == (3, photo.height, photo.width)
         (alone,) = model.caption(photo)
         assert alone.text == caption.text
-        assert alone.log_prob == pytest.approx(caption.log_prob, rel=1e-4)
+        assert alone.log_prob == pytest.approx(caption.log_prob, rel=1e-9)
         consistent(model, caption, pixels)
 
 
@@ -167,7 +167,7 @@ def test_saying_nothing_is_a_caption_too() -> None:
     model = captioner(end=50.0)
     (caption,) = model.caption(PHOTOS[0])
     assert (caption.text, caption.words, caption.tokens, caption.ended) == ("", [], [], True)
-    assert caption.log_prob == pytest.approx(0, abs=1e-4)
+    assert caption.log_prob == pytest.approx(0, abs=1e-9)
 
 
 def test_it_speaks_in_eval_mode_and_is_left_as_it_was() -> None:

@@ -129,7 +129,9 @@ def test_the_words_and_end_are_the_caption(model: Captioner) -> None:
         ("word", index, word) for index, word in enumerate(text.split())
     ]
     whole = asked(model.objective(text))[0]
-    torch.testing.assert_close(scores.sum(1) + torch.tensor([row[-1] for row in steps]), whole[:, 0])
+    torch.testing.assert_close(
+        scores.sum(1) + torch.tensor([row[-1] for row in steps], dtype=torch.float64), whole[:, 0]
+    )
 
 
 @pytest.mark.parametrize(

@@ -399,7 +399,7 @@ def test_modules_in_one_another_without_end(tmp_path: Path) -> None:
         wide = outer
     for bad in (loop, wide):
         tutorial(tmp_path, decoder=bad)
-        with pytest.raises(GradlightError, match=r"toy\.pth\.tar: .*modules without end"):
+        with pytest.raises(GradlightError, match=r"toy\.pth\.tar: .*modules nested without end"):
             read_checkpoint(folder)
 
 

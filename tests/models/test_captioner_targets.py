@@ -331,7 +331,7 @@ def test_a_vocabulary_goes_through_json() -> None:
     for words in (KNOWN, CLOSED):
         again = Vocabulary.from_json(words.to_json())
         assert (again.words, again.special_tokens) == (words.words, words.special_tokens)
-    with pytest.raises(GradlightError, match="This is no vocabulary"):
+    with pytest.raises(GradlightError, match="This is not a vocabulary"):
         Vocabulary.from_json({"words": []})
 
 

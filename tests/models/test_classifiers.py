@@ -245,20 +245,22 @@ def test_equal_logits_rank_by_index() -> None:
 
 
 def test_the_loss_is_the_cross_entropy() -> None:
-    asked = objective([[1, 3]])
-    logits = asked.network(PIXELS)
+    asked, pixels = objective([[1, 3]]), PIXELS.double()
+    asked.network.double()
+    logits = asked.network(pixels)
     each = [functional.cross_entropy(logits, torch.full((3,), k), reduction="none") for k in (1, 3)]
-    outputs = asked.outputs(PIXELS)
-    assert torch.allclose(asked.losses(outputs, asked.choose(outputs)), torch.stack(each, 1), atol=1e-6)
-    assert torch.allclose(asked.loss(PIXELS), torch.stack(each, 1).mean(1), atol=1e-6)
+    outputs = asked.outputs(pixels)
+    assert torch.allclose(asked.losses(outputs, asked.choose(outputs)), torch.stack(each, 1), rtol=1e-12)
+    assert torch.allclose(asked.loss(pixels), torch.stack(each, 1).mean(1), rtol=1e-12)
 
 
 def test_the_loss_of_a_multi_label_network_is_binary_and_never_overflows() -> None:
-    asked = objective([[1, 3]], multi_label=True)
-    logits = asked.network(PIXELS)[:, [1, 3]]
+    asked, pixels = objective([[1, 3]], multi_label=True), PIXELS.double()
+    asked.network.double()
+    logits = asked.network(pixels)[:, [1, 3]]
     wanted = functional.binary_cross_entropy_with_logits(logits, torch.ones_like(logits), reduction="none")
-    outputs = asked.outputs(PIXELS)
-    assert torch.allclose(asked.losses(outputs, asked.choose(outputs)), wanted, atol=1e-6)
+    outputs = asked.outputs(pixels)
+    assert torch.allclose(asked.losses(outputs, asked.choose(outputs)), wanted, rtol=1e-12)
     assert asked.losses(torch.full((3, 5), -1e4), asked.choose(outputs)).isfinite().all()
 
 
@@ -370,7 +372,7 @@ def test_a_module_is_left_as_it_is() -> None:
 
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_predictions_are_the_sorted_probabilities(multi_label: bool) -> None:
-    network = small().eval()
+    network = small().double().eval()
     model = classifier(network, labels=list("abcde"), preprocess=steps, multi_label=multi_label)
     images = [HWC[i : i + 30] for i in range(35)]  # more than one chunk
     with torch.no_grad():
@@ -380,7 +382,7 @@ def test_predictions_are_the_sorted_probabilities(multi_label: bool) -> None:
     assert len(found) == 35
     for row, probabilities in zip(found, wanted, strict=True):
         assert [p.index for p in row] == probabilities.argsort(descending=True).tolist()
-        assert [p.probability for p in row] == pytest.approx([float(probabilities[p.index]) for p in row], abs=1e-6)
+        assert [p.probability for p in row] == pytest.approx([float(probabilities[p.index]) for p in row], rel=1e-9)
         assert all(p.label == "abcde"[p.index] for p in row)
     assert isinstance(found[0][0], Prediction)
     assert model.predict(HWC)[0] == model.predict([HWC], top=5)[0]
@@ -488,9 +490,12 @@ def test_networks_with_auxiliary_heads(name: str, tmp_path: Path) -> None:
     torch.save(published.state_dict(), tmp_path / "w.pth")
     model = classifier(f"torchvision/{name}", checkpoint=tmp_path / "w.pth", device="cpu")
     assert model.network.transform_input is True
-    pixels = torch.randn(1, 3, 96, 96)
+    model.network.double()
+    pixels = torch.randn(1, 3, 96, 96, dtype=torch.float64)
     published.transform_input = True
-    assert torch.allclose(model.objective(3)(pixels), published.eval()(pixels)[:, 3:4], atol=1e-4)
+    logits = published.double().eval()(pixels).detach()
+    scale = float(logits.abs().max())
+    torch.testing.assert_close(model.objective(3)(pixels).detach(), logits[:, 3:4], rtol=0, atol=1e-10 * scale)
 
 
 def test_a_vision_transformer_is_of_the_size_of_its_preset() -> None:

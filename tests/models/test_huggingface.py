@@ -113,16 +113,20 @@ def test_a_folder_that_save_pretrained_wrote(kind: str, tmp_path: Path) -> None:
     pixels = model.pixels(PHOTOS)
     assert torch.equal(pixels, steps(images=PHOTOS, return_tensors="pt")["pixel_values"])
     assert model.labels == list(LABELS.values())
+    model.network.double()
+    network, pixels = network.double(), pixels.double()
     wanted = logits_of(network, pixels)
     objective = model.objective("hen")
     with torch.no_grad():
-        torch.testing.assert_close(objective(pixels)[:, 0], wanted[:, 1])
+        torch.testing.assert_close(
+            objective(pixels)[:, 0], wanted[:, 1], rtol=1e-9, atol=1e-12 * float(wanted.abs().max())
+        )
         labels = torch.tensor([1, 1, 1])
         loss = network(pixel_values=pixels, labels=labels).loss
-        assert float(objective.loss(pixels).mean()) == pytest.approx(float(loss), rel=1e-5)
+        assert float(objective.loss(pixels).mean()) == pytest.approx(float(loss), rel=1e-9)
     best = model.predict(PHOTOS, top=1)
     assert [row[0].index for row in best] == wanted.argmax(1).tolist()
-    assert best[0][0].probability == pytest.approx(float(wanted.softmax(1)[0].max()), rel=1e-5)
+    assert best[0][0].probability == pytest.approx(float(wanted.softmax(1)[0].max()), rel=1e-9)
     described = json.loads(json.dumps(model.describe()))
     assert (described["library"], described["num_classes"], described["pretrained"]) == ("transformers", 5, True)
     assert described["preprocessing"]["image_processor_type"] == "ViTImageProcessor"
@@ -130,7 +134,7 @@ def test_a_folder_that_save_pretrained_wrote(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", list(NETWORKS))
 def test_maps_at_the_stages_say_something_and_leave_all_as_it_was(kind: str) -> None:
-    network = made(kind)
+    network = made(kind).double()
     model = gl.classifier(network, preprocess=ViTImageProcessor(size={"height": SIDE, "width": SIDE}))
     assert model.network is network
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
@@ -148,7 +152,8 @@ def test_maps_at_the_stages_say_something_and_leave_all_as_it_was(kind: str) -> 
         alone = gl.explain(model, photo, "mamba")
         for layer in maps.layers:
             wanted = maps["selective_normgrad", layer][number]
-            torch.testing.assert_close(alone["selective_normgrad", layer][0], wanted, rtol=1e-3, atol=1e-6)
+            atol = 1e-10 * float(wanted.abs().max())
+            torch.testing.assert_close(alone["selective_normgrad", layer][0], wanted, rtol=0, atol=atol)
 
 
 def test_a_meta_step_moves_the_maps_and_comes_back() -> None:
@@ -204,14 +209,14 @@ def test_labels_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_classes_that_do_not_exclude_each_other() -> None:
-    network = hub.spread(vit(problem_type="multi_label_classification"))
+    network = hub.spread(vit(problem_type="multi_label_classification")).double()
     model = gl.classifier(network)
     pixels = model.pixels(PHOTOS)
     logits = logits_of(network, pixels)
     with torch.no_grad():
         found = model.objective("ouzel").loss(pixels)
-    wanted = functional.binary_cross_entropy_with_logits(logits[:, 2], torch.ones(3), reduction="none")
-    torch.testing.assert_close(found, wanted)
+    wanted = functional.binary_cross_entropy_with_logits(logits[:, 2], torch.ones(3).double(), reduction="none")
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
     assert not gl.classifier(made("vit")).multi_label
 
 

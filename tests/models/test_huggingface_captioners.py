@@ -38,7 +38,15 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def model(family: str) -> Captioner:
-    return captioner(family)
+    """Give a captioner in float64: float32 would compare the rounding of the terms that it adds."""
+    found = captioner(family)
+    found.network.double()
+    return found
+
+
+def network_of(family: str) -> Any:
+    """Give the library's own network with the same weights, in float64."""
+    return hub.captioner_of(family).double()
 
 
 def logits_of(network: Any, pixels: Tensor, tokens: list[int]) -> Tensor:
@@ -61,7 +69,7 @@ def log_probs_of(network: Any, pixels: Tensor, tokens: list[int]) -> Tensor:
 
 
 def test_greedy_captions_are_those_of_generate(family: str, model: Captioner) -> None:
-    network, pixels = hub.captioner_of(family), model.pixels(PHOTOS)
+    network, pixels = network_of(family), model.pixels(PHOTOS)
     wanted = network.generate(pixel_values=pixels, do_sample=False, max_new_tokens=9)
     found = model.caption(PHOTOS, beam_size=1, max_length=9)
     for caption, row in zip(found, wanted.tolist(), strict=True):
@@ -82,17 +90,17 @@ def test_the_limit_is_the_librarys_own() -> None:
 
 def test_a_beam_finds_nothing_less_likely(model: Captioner) -> None:
     greedy, beams = (model.caption(PHOTOS, beam_size=size, max_length=6) for size in (1, 40))
-    assert all(b.log_prob >= g.log_prob - 1e-4 for g, b in zip(greedy, beams, strict=True))
+    assert all(b.log_prob >= g.log_prob - 1e-9 for g, b in zip(greedy, beams, strict=True))
 
 
 def test_the_numbers_of_a_caption_are_the_librarys(family: str, model: Captioner) -> None:
-    network, pixels = hub.captioner_of(family), model.pixels(PHOTOS)
+    network, pixels = network_of(family), model.pixels(PHOTOS)
     for caption, image in zip(model.caption(PHOTOS, max_length=7), pixels, strict=True):
         row = log_probs_of(network, image[None], flatten_tokens(caption.tokens))[0]
         lengths = [len(word) for word in caption.tokens]
         wanted = [float(part.sum()) for part in row[:-1].split(lengths)]
-        assert caption.word_log_probs == pytest.approx(wanted, abs=1e-4)
-        assert caption.log_prob == pytest.approx(sum(wanted) + (float(row[-1]) if caption.ended else 0), abs=1e-4)
+        assert caption.word_log_probs == pytest.approx(wanted, rel=1e-9, abs=1e-12)
+        assert caption.log_prob == pytest.approx(sum(wanted) + (float(row[-1]) if caption.ended else 0), rel=1e-9)
         assert len(caption.words) == len(caption.tokens) == len(caption.word_log_probs)
         assert caption.text == " ".join(caption.words)
 
@@ -102,7 +110,7 @@ def test_a_batch_says_what_its_images_say_alone(model: Captioner) -> None:
     for photo, caption in zip(PHOTOS, together, strict=True):
         (alone,) = model.caption(photo, max_length=8)
         assert alone.text == caption.text
-        assert alone.log_prob == pytest.approx(caption.log_prob, abs=1e-4)
+        assert alone.log_prob == pytest.approx(caption.log_prob, rel=1e-9)
 
 
 # --- what is asked of them -------------------------------------------------------------------------------------------
@@ -110,7 +118,7 @@ def test_a_batch_says_what_its_images_say_alone(model: Captioner) -> None:
 
 def test_a_texts_log_probability_is_the_librarys(family: str, model: Captioner) -> None:
     pixels = model.pixels(PHOTOS)
-    rows = log_probs_of(hub.captioner_of(family), pixels, NUMBERS)
+    rows = log_probs_of(network_of(family), pixels, NUMBERS)
     objective = model.objective(TEXT)
     with torch.no_grad():
         torch.testing.assert_close(objective(pixels)[:, 0], rows.sum(1))
@@ -122,7 +130,7 @@ def test_a_texts_log_probability_is_the_librarys(family: str, model: Captioner) 
 
 
 def test_the_librarys_own_loss_of_the_text(family: str, model: Captioner) -> None:
-    network, pixels = hub.captioner_of(family), model.pixels(PHOTOS[:1])
+    network, pixels = network_of(family), model.pixels(PHOTOS[:1])
     if family == "vit-gpt2":
         network.config.decoder_start_token_id, network.config.pad_token_id = hub.BOS, hub.PAD
         given = {"labels": torch.tensor([[*NUMBERS, hub.END]])}
@@ -132,7 +140,8 @@ def test_the_librarys_own_loss_of_the_text(family: str, model: Captioner) -> Non
     with torch.no_grad():
         mean = network(pixel_values=pixels, **given).loss
         found = model.objective(TEXT).loss(pixels)
-    assert float(found) == pytest.approx(float(mean) * (len(NUMBERS) + 1), rel=1e-5)
+    # A library may take the loss in float32; every term is positive.
+    assert float(found) == pytest.approx(float(mean) * (len(NUMBERS) + 1), rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +154,7 @@ def test_a_phrase_is_its_words(model: Captioner, family: str, text: str, group: 
         with pytest.raises(GradlightError, match="one pair of brackets marks the phrase"):
             model.objective(text)
         return
-    rows = log_probs_of(hub.captioner_of(family), pixels, NUMBERS)
+    rows = log_probs_of(network_of(family), pixels, NUMBERS)
     objective = model.objective(text)
     with torch.no_grad():
         outputs = objective.outputs(pixels)
@@ -163,13 +172,13 @@ def test_its_own_caption_and_its_parts(model: Captioner) -> None:
         outputs = model.objective().outputs(pixels)
         (own,) = model.objective().choose(outputs)[0]
         assert (own.label, own.kind) == (caption.text, "caption")
-        assert own.score == pytest.approx(caption.log_prob, abs=1e-4)
+        assert own.score == pytest.approx(caption.log_prob, rel=1e-9)
         words = model.objective(caption.words)(pixels)[0]
-        assert words.tolist() == pytest.approx(caption.word_log_probs, abs=1e-4)
-        assert float(model.objective(caption)(pixels)) == pytest.approx(caption.log_prob, abs=1e-4)
+        assert words.tolist() == pytest.approx(caption.word_log_probs, rel=1e-9, abs=1e-12)
+        assert float(model.objective(caption)(pixels)) == pytest.approx(caption.log_prob, rel=1e-9)
         last = len(caption.words)
         part = model.objective(caption.span(last - 1, last))(pixels)
-        assert float(part) == pytest.approx(caption.word_log_probs[-1], abs=1e-4)
+        assert float(part) == pytest.approx(caption.word_log_probs[-1], rel=1e-9, abs=1e-12)
         place, word = next((place, word) for place, word in enumerate(caption.words) if word in hub.WORDS)
         (named,) = model.objective(f"[{word}]").choose(outputs)[0]
         assert (named.label, named.index) == (word, place)
@@ -181,17 +190,17 @@ def test_the_encoder_runs_once_and_so_does_the_decoder(model: Captioner) -> None
     runs: list[str] = []
     network = model.network
     hooks = [
-        network.encoder.register_forward_hook(lambda *_: runs.append("eye")),
-        next(iter(network.decoder.parts.values())).register_forward_hook(lambda *_: runs.append("tongue")),
+        network.encoder.register_forward_hook(lambda *_: runs.append("encoder")),
+        next(iter(network.decoder.parts.values())).register_forward_hook(lambda *_: runs.append("decoder")),
     ]
     objective = model.objective([[TEXT, "a red", "a [red] star"]])
     with torch.no_grad():
         outputs = objective.outputs(model.pixels(PHOTOS))
-        assert runs == ["eye"]
+        assert runs == ["encoder"]
         targets = objective.choose(outputs)
         runs.clear()
         objective.scores(outputs, targets)
-    assert runs == ["tongue"]
+    assert runs == ["decoder"]
     for hook in hooks:
         hook.remove()
 
@@ -257,8 +266,8 @@ def test_maps_of_a_batch_are_those_of_its_images(model: Captioner) -> None:
             torch.testing.assert_close(
                 alone["selective_normgrad", layer][0],
                 together["selective_normgrad", layer][number],
-                rtol=1e-3,
-                atol=1e-6,
+                rtol=0,
+                atol=1e-10 * float(together["selective_normgrad", layer][number].abs().max()),
             )
 
 
@@ -302,10 +311,11 @@ def test_a_folder_that_save_pretrained_wrote(family: str, tmp_path: Path) -> Non
     assert torch.equal(pixels, hub_pixels(PHOTOS))
     rows = log_probs_of(network, pixels, NUMBERS)
     with torch.no_grad():
-        torch.testing.assert_close(model.objective(TEXT)(pixels)[:, 0], rows.sum(1))
+        found = model.objective(TEXT)(pixels)[:, 0]
+    torch.testing.assert_close(found, rows.sum(1), rtol=1e-5, atol=0)  # every term is negative
     described = json.loads(json.dumps(model.describe()))
     assert described["name"] == f"transformers/{folder}"
-    assert (described["kind"], described["words"]) == ("captioner", len(hub.PIECES))
+    assert (described["kind"], described["words"]) == ("captioner", len(hub.SUBWORDS))
     assert described["preprocessing"]["size"] == {"height": 32, "width": 32}
     assert not model.network.training
     untrained = gl.captioner(f"transformers/{folder}", device="cpu", pretrained=False)
@@ -335,7 +345,7 @@ def test_a_network_stays_the_callers(family: str) -> None:
     before = dict(network.named_parameters())
     model = gl.captioner(network, tokenizer=hub.tokenizer())
     assert {id(p) for p in model.network.parameters()} == {id(p) for p in before.values()}
-    assert model.labels == list(hub.PIECES)
+    assert model.labels == list(hub.SUBWORDS)
     assert model.layers()[0].name == "input"
     assert all(name in dict(model.trunk.named_modules()) for name in (layer.name for layer in model.layers()[1:]))
 
@@ -383,7 +393,7 @@ def test_subwords_are_grouped_into_words(tokenizer: SubwordTokenizer) -> None:
 
 
 def test_endings_without_a_word_before_them(tokenizer: SubwordTokenizer) -> None:
-    numbers = [hub.PIECES[piece] for piece in ("##s", "a", "##ish", "##let", "red")]
+    numbers = [hub.SUBWORDS[piece] for piece in ("##s", "a", "##ish", "##let", "red")]
     tokens = tokenizer.group_words(numbers)
     assert flatten_tokens(tokens) == numbers
     assert len(tokenizer.decode(tokens)) == len(tokens) == 3

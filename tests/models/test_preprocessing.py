@@ -156,7 +156,7 @@ def test_a_point_goes_to_the_photo_and_back(
 
 @pytest.mark.parametrize("record", [{}, {"photo": [1, 2], "box": [1, 2, 3], "size": [1, 1]}, None, {"photo": "no"}])
 def test_a_broken_record_of_a_view_is_refused(record: Any) -> None:
-    with pytest.raises(GradlightError, match="no record of a view"):
+    with pytest.raises(GradlightError, match="not a record of a view"):
         View.from_json(record)
 
 

@@ -143,7 +143,8 @@ def test_a_short_training_writes_what_loads_and_comes_out_the_same_again(tmp_pat
     again = tmp_path / "again.safetensors"
     assert train(again, epochs=1, count=64, held_out=32, workers=2) == report
     one, two = load_file(path), load_file(again)
-    assert all(torch.allclose(one[name], two[name]) for name in one)
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-5 * float(tensor.abs().max()))
 
 
 def test_training_leaves_the_random_numbers_of_others_alone(tmp_path: Path) -> None:
