@@ -32,7 +32,7 @@ from .coordinate_fields import (
     without_repeats,
 )
 
-__all__ = ["MIXING", "REORDERING", "RULES", "Arguments"]
+__all__ = ["MIXING", "REORDERING", "RULES", "VIEWS", "Arguments"]
 
 Arguments = dict[str, Any]
 """The arguments of an operation, by name."""
@@ -53,6 +53,11 @@ def _reshape(operation: Any, arguments: Arguments, fields: Arguments, output: An
 
 def _pad(operation: Any, arguments: Arguments, fields: Arguments, output: Any) -> Any:
     return operation(**{**fields, "value": NO_COORDINATE})
+
+
+def _frame(operation: Any, arguments: Arguments, fields: Arguments, output: Any) -> Any:
+    """Let repeated numbers beyond the border have no coordinates, as padding by a constant: they continue the grid."""
+    return torch.ops.aten.constant_pad_nd(fields["self"], arguments["padding"], NO_COORDINATE)
 
 
 def _move_real(operation: Any, arguments: Arguments, fields: Arguments, output: Any) -> Tensor:
@@ -149,7 +154,8 @@ _OPERATIONS: dict[CoordinateRule, str] = {
     _reshape: "view _unsafe_view _reshape_alias reshape",
     _pad: "constant_pad_nd",
     _shuffle: "pixel_shuffle",
-    _move_real: "im2col pixel_unshuffle reflection_pad2d replication_pad2d",
+    _frame: "reflection_pad2d replication_pad2d",
+    _move_real: "im2col pixel_unshuffle",
     _fold: "col2im",
     _put: "masked_scatter masked_scatter_ index_put index_put_ scatter scatter_ index_copy index_copy_",
     _sample: "grid_sampler_2d",
@@ -170,6 +176,9 @@ RULES: dict[str, CoordinateRule] = {name: rule for rule, names in _OPERATIONS.it
 Any other operation is taken to work number by number, where its output has the shape of an input.
 """
 
+VIEWS = frozenset({"slice", "select", "view", "transpose", "permute", "unsqueeze", "squeeze"})
+"""Operations whose output shares its memory with the input."""
+
 MIXING: dict[str, str] = {
     **dict.fromkeys(("_fft_r2c", "_fft_c2r", "_fft_c2c"), "a Fourier transform mixes all locations"),
     **dict.fromkeys(("sort", "topk"), "its numbers are sorted by their values"),
@@ -178,7 +187,7 @@ MIXING: dict[str, str] = {
 
 _REORDERING = (
     "gather index index_select index_put index_put_ scatter scatter_ masked_scatter masked_scatter_ masked_select take"
-    " index_copy index_copy_ nonzero grid_sampler_2d _local_scalar_dense"
+    " index_copy index_copy_ nonzero grid_sampler_2d"
 )
 REORDERING = frozenset(_REORDERING.split())
 """Operations that may put numbers in an order which depends on the image."""

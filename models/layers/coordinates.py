@@ -24,7 +24,7 @@ from .coordinate_fields import (
     pixel_coordinates,
     without_repeats,
 )
-from .coordinate_rules import MIXING, REORDERING, RULES, Arguments
+from .coordinate_rules import MIXING, REORDERING, RULES, VIEWS, Arguments
 
 __all__ = ["CoordinateTracker"]
 
@@ -54,6 +54,7 @@ class CoordinateTracker(TorchDispatchMode):
         self._field_by_tensor: Any = WeakTensorKeyDictionary()
         self._field_by_tensor[pixels] = pixel_coordinates(pixels)
         self._reason_by_tensor: Any = WeakTensorKeyDictionary()
+        self._origin_by_view: Any = WeakTensorKeyDictionary()
         self.may_vary = False
 
     def field_of(self, tensor: Tensor) -> Tensor | None:
@@ -72,7 +73,11 @@ class CoordinateTracker(TorchDispatchMode):
         tracked = any(self.field_of(tensor) is not None for tensor in inputs)
         output = func(*args, **(kwargs or {}))
         operation = func.overloadpacket.__name__
-        self.may_vary |= torch.Tag.nondeterministic_seeded in func.tags or (tracked and operation in REORDERING)
+        self.may_vary |= torch.Tag.nondeterministic_seeded in func.tags or operation == "_local_scalar_dense"
+        self.may_vary |= tracked and operation in REORDERING
+        if operation in VIEWS:
+            arguments = _arguments(func, args, kwargs or {})
+            self._origin_by_view[output] = func, {**arguments, "self": None}, arguments["self"]
         if tracked:
             reason = MIXING.get(operation) or next(filter(None, map(self._reason_by_tensor.get, inputs)), None)
             arguments = _arguments(func, args, kwargs or {})
@@ -84,7 +89,21 @@ class CoordinateTracker(TorchDispatchMode):
                     self._field_by_tensor[tensor] = field
                 else:
                     self._field_by_tensor.pop(tensor, None)
+            if operation.endswith("_") and isinstance(args[0], Tensor):
+                self._write_through(args[0])
         return output
+
+    def _write_through(self, tensor: Tensor) -> None:
+        """Write the coordinates of a part, which an operation has overwritten, into the tensor that it is a view of."""
+        field = self.field_of(tensor)
+        if field is None or tensor not in self._origin_by_view:
+            return
+        operation, arguments, whole = self._origin_by_view[tensor]
+        known = self.field_of(whole)
+        written = (no_coordinates(whole) if known is None else known).clone(memory_format=torch.contiguous_format)
+        operation(**{**arguments, "self": written}).copy_(field)
+        self._field_by_tensor[whole] = written
+        self._write_through(whole)
 
     def _output_fields(self, func: Any, arguments: Arguments, output: Any) -> Sequence[Tensor | None]:
         outputs = number_tensors([output])

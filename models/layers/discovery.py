@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -98,8 +100,9 @@ def discover(network: nn.Module, pixels: Tensor, scored: Callable[[Any], Any] = 
     """
     leaf = pixels.clone().requires_grad_()
     with preserved(network):
+        drawn = _random_states()
         recorder, output = _record(network, leaf)
-        if recorder.tracker.may_vary:
+        if recorder.tracker.may_vary or drawn != _random_states():
             recorder.leave_out_varying(_second_record(network, pixels))
         outputs = _tensors(scored(output))
         unread = recorder.unread(outputs)
@@ -128,8 +131,19 @@ def _record(network: nn.Module, leaf: Tensor) -> tuple[Recorder, Any]:
 def _second_record(network: nn.Module, pixels: Tensor) -> Recorder:
     """Run the network on other pixels, and with other random numbers."""
     noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(1)).to(pixels)
-    with torch.random.fork_rng(devices=[]):
-        return _record(network, noise.requires_grad_())[0]
+    states, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return _record(network, noise.requires_grad_())[0]
+    finally:
+        random.setstate(states)
+        np.random.set_state(numpy_state)
+
+
+def _random_states() -> tuple[Any, ...]:
+    """Give the states of Python's and NumPy's random numbers, which no operation of torch shows."""
+    name, keys, *position = np.random.get_state(legacy=True)
+    return random.getstate(), name, np.asarray(keys).tobytes(), position
 
 
 def _left_out(

@@ -121,7 +121,7 @@ class Recorder:
         for run in self.runs:
             if run.name not in others or not _lies_alike(run, others[run.name]):
                 self.misplaced[run.name] = (
-                    "is not spatial: the order of its locations differs from run to run, by the image or by chance"
+                    "is not spatial: where its locations lie differs from run to run, by the image or by chance"
                 )
 
     def leave_out_uneven(self) -> None:

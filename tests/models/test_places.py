@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,10 +73,19 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "mirrored": lambda: Shaped(lambda x: x.flip(3), *padded()),
     "resized": lambda: Shaped(lambda x: functional.interpolate(x, size=(48, 40), mode="bilinear"), patches(8)),
     "sampled": lambda: Shaped(lambda x: functional.grid_sample(x, _middle(x), align_corners=False), patches(4)),
+    "written into zeros": lambda: Shaped(_framed, patches(8)),
+    "reflected": lambda: Shaped(lambda x: functional.pad(x, (0, 32, 0, 32), mode="reflect"), patches(8)),
+    "circular": lambda: Shaped(lambda x: x, nn.Conv2d(3, 8, 3, 1, 1, padding_mode="circular"), nn.Conv2d(8, 8, 4, 4)),
     "tokens": Tokens,
     "windows": lambda: Tokens(shift=2),
     "upsampled": lambda: Shaped(lambda x: x, *padded(), nn.Upsample(scale_factor=2), nn.Conv2d(8, 8, 3, 1, 1)),
 }
+
+
+def _framed(pixels: Tensor) -> Tensor:
+    canvas = pixels.new_zeros(len(pixels), 3, 96, 96)
+    canvas[:, :, 16:80, 24:88] = pixels
+    return canvas
 
 
 def _middle(pixels: Tensor) -> Tensor:
@@ -139,6 +149,8 @@ def test_a_patch_changes_the_activation_where_it_lies(name: str) -> None:
         ("crop", "body.2", (16, 16, 48, 48), (4.0, 4.0)),
         ("crop inside the network", "body.1", (16, 16, 48, 48), (4.0, 4.0)),
         ("pad on one side", "body.0", (-32, 0, 64, 128), (8.0, 8.0)),
+        ("written into zeros", "body.0", (-16, -24, 80, 72), (8.0, 8.0)),
+        ("reflected", "body.0", (0, 0, 96, 96), (8.0, 8.0)),
         ("multiple", "body.0", (0, 0, 96, 96), (16.0, 16.0)),
         ("tokens", "block", None, (8.0, 8.0)),
         ("windows", "block", None, (8.0, 8.0)),
@@ -274,6 +286,30 @@ def test_the_frequency_plane_is_no_layer() -> None:
     assert all("a Fourier transform mixes all locations" in left_out[name] for name in ("plane", "back", "last"))
     beside = gl.classifier(Frequencies(beside=True).eval())
     assert [layer.name for layer in beside.layers((SIDE, SIDE))] == ["input", "first", "last"]
+
+
+def random_crop(pixels: Tensor) -> Tensor:
+    top = int(torch.randint(0, 16, ()))
+    return pixels[:, :, top : top + 32]
+
+
+def python_crop(pixels: Tensor) -> Tensor:
+    top = random.randrange(16)
+    return pixels[:, :, top : top + 32]
+
+
+def crop_at_the_brightest(pixels: Tensor) -> Tensor:
+    top = min(int(pixels.mean((0, 1, 3)).argmax()), 32)
+    return pixels[:, :, top : top + 32]
+
+
+@pytest.mark.parametrize("crop", [random_crop, python_crop, crop_at_the_brightest])
+def test_a_crop_that_depends_on_chance_or_the_image_leaves_no_layer(crop: Any) -> None:
+    model = gl.classifier(Shaped(crop, patches(4)).eval())
+    state = random.getstate() if crop is not python_crop else None
+    assert [layer.name for layer in model.layers((SIDE, SIDE))] == ["input"]
+    assert "differs from run to run" in model.left_out((SIDE, SIDE))["body.0"]
+    assert state is None or state == random.getstate()
 
 
 def test_rows_that_lie_unevenly_are_left_out() -> None:
