@@ -19,6 +19,7 @@ from torch import Tensor
 from ..errors import GradlightError, GradlightWarning
 from ..explainers.combination import are_flat, combination_name, upsample
 from ..explainers.maps import SaliencyMaps
+from ..models.layers.layout import Extent
 from ..models.view import View
 from .samples import Mask, Sample
 
@@ -152,17 +153,20 @@ _SMOOTHING = 0.02  # standard deviation of the Gaussian, as a fraction of the la
 _KERNEL_DEVIATIONS = 4  # standard deviations of the Gaussian that are kept on each side
 
 
-def lay_over_photo(maps: Tensor, view: View) -> Tensor:
+def lay_over_photo(maps: Tensor, view: View, extent: Extent | None = None) -> Tensor:
     """Upsample maps to the original photo, bilinear, align_corners=False.
 
     Args:
         maps: [K,h,w].
         view: Where the pixels lie in the photo.
+        extent: Where the grid lies in the pixels; None if it covers them all.
 
     Returns:
         [K,height,width] of the photo; −∞ outside the pixels that the network gets.
     """
     width, height = view.photo
+    if extent is not None:
+        maps = upsample(maps.unsqueeze(0), view.size, extent)[0]
     if view.box == (0.0, 0.0, float(width), float(height)):
         return F.interpolate(maps.unsqueeze(0), size=(height, width), mode="bilinear", align_corners=False)[0]
     return view.lay(maps).nan_to_num(nan=-math.inf)
@@ -329,7 +333,8 @@ def focus_of_samples(maps: SaliencyMaps, method: str, layer: str, samples: Seque
     for number, sample in enumerate(samples):
         label = maps.targets[number][0].label
         masks = [truth.mask for truth in sample.truths if truth.label == label]
-        values = lay_over_photo(maps.rows(method, layer, image=number), maps.images[number].view)[0]
+        rows, extent = maps.rows(method, layer, image=number), maps.about[layer].extent
+        values = lay_over_photo(rows, maps.images[number].view, extent)[0]
         focuses.append(focus(values, masks[0]) if masks else math.nan)
     return focuses
 

@@ -27,6 +27,7 @@ from ..explainers.maps import SaliencyMaps
 from ..explainers.meta import Meta
 from ..explainers.methods import AnyMethod, MethodLike, methods_of
 from ..models.base import Explainable, View
+from ..models.layers.layout import Extent
 from .ledger import Ledger
 from .metrics import TOLERANCE, HitCounts, argmax_location, is_hit, lay_over_photo, smooth, with_combinations
 from .samples import Sample, Samples, Truth
@@ -269,12 +270,13 @@ def pointed_locations(maps: SaliencyMaps) -> dict[str, list[list[float]]]:
     """
     view = maps.images[0].view
     return {
-        f"{method} / {layer}": _locations(maps.rows(method, layer).cpu(), layer, view) for method, layer in maps.pairs
+        f"{method} / {layer}": _locations(maps.rows(method, layer).cpu(), layer, view, maps.about[layer].extent)
+        for method, layer in maps.pairs
     }
 
 
-def _locations(rows: Tensor, layer: str, view: View) -> list[list[float]]:
-    photo_maps = lay_over_photo(rows, view)
+def _locations(rows: Tensor, layer: str, view: View, extent: Extent | None) -> list[list[float]]:
+    photo_maps = lay_over_photo(rows, view, extent)
     locations: list[list[float]] = argmax_location(smooth(photo_maps) if layer == "input" else photo_maps).tolist()
     return locations
 

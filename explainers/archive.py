@@ -63,7 +63,7 @@ def to_stored(maps: SaliencyMaps) -> StoredMaps:
 
 
 def _layer_row(key: tuple[str, str], layer: MapLayer) -> LayerRow:
-    return LayerRow(*key, layer.depth, layer.stride)
+    return LayerRow(*key, layer.depth, layer.stride, layer.extent)
 
 
 # --- Reading
@@ -102,7 +102,7 @@ def load(path: str | Path) -> SaliencyMaps:
         counts = np.bincount(image_of_row, minlength=len(images))
         targets = TargetsByImage(MappedSequence(file.targets, _target), counts)
         maps = {key: _StoredRowsView(file, key, slice(None)) for key in file.layers}
-        layers = {row.layer: MapLayer(row.depth, row.stride) for row in file.layers.values()}
+        layers = {row.layer: MapLayer(row.depth, row.stride, row.extent) for row in file.layers.values()}
         origin = Origin(file.model, file.weights_sha256, file.objective, file.meta)
         return SaliencyMaps(maps, layers, images, targets, file.pixels, origin, file.close)
     except BaseException:

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import GradlightError, GradlightWarning, nearest
+from ..models.layers.layout import Extent
+from ..models.view import View
 from .layer_weights_store import KINDS, find, published
 
 __all__ = [
@@ -36,12 +38,14 @@ _UNKNOWN_MODEL: Mapping[str, Any] = MappingProxyType({})
 # --- One map at a time
 
 
-def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def upsample(maps: Tensor, size: tuple[int, int], extent: Extent | None = None) -> Tensor:
     """Upsample maps bilinearly, with half-pixel centres (align_corners=False).
 
     Args:
         maps: [B,K,h,w].
         size: Height H and width W.
+        extent: Where the grid lies in this size, (top, left, bottom, right), with zeros around it; None if it covers
+            all of it.
 
     Returns:
         [B,K,H,W].
@@ -50,6 +54,10 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
         >>> upsample(torch.tensor([[[[0.0, 1.0]]]]), (1, 4)).tolist()
         [[[[0.0, 0.25, 0.75, 1.0]]]]
     """
+    if extent is not None:
+        top, left, bottom, right = extent
+        view = View((size[1], size[0]), (left, top, right, bottom), size)
+        return view.lay(maps).masked_fill(view.lay(maps.new_ones(1, 1)).isnan(), 0.0)
     return maps if maps.shape[-2:] == size else F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 

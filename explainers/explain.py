@@ -168,7 +168,7 @@ def assemble(
     targets = [list(row) for batch in batches for row in batch.targets]
     _warn_of_scores(targets)
     maps = {pair: torch.cat([batch.maps[pair] for batch in batches]) for pair in batches[0].maps}
-    map_layers = {layer.name: MapLayer(layer.depth, layer.stride) for layer in layers.values()}
+    map_layers = {layer.name: MapLayer(layer.depth, layer.stride, layer.extent) for layer in layers.values()}
     return SaliencyMaps(maps, map_layers, list(photos), targets, size, origin)
 
 

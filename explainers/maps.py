@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from ..errors import GradlightError, nearest
 from ..models.base import Photo
+from ..models.layers.layout import Extent, scaled_extent
 from ..models.objective import Targets
 from .combination import LayerWeights, check_how, combination_name, combine, is_combination, layer_weights, upsample
 from .lazy import MapRows, RowRanges, SelectedSequence, as_rows
@@ -32,10 +33,11 @@ MapsByKey = Mapping[tuple[str, str], Tensor | MapRows]
 
 @dataclass(frozen=True)
 class MapLayer:
-    """The layer of a map: its depth in the order of execution, and pixels per location (vertical, horizontal)."""
+    """The layer of a map: its depth in the order of execution, pixels per location, and extent (None: the image)."""
 
     depth: int
     stride: tuple[float, float]
+    extent: Extent | None = None
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,7 @@ class SaliencyMaps(Dataset[Sample]):
             size: Height and width; those of the pixels by default.
 
         Returns:
-            [B,K,H,W].
+            [B,K,H,W], zero where the grid does not reach (the network crops its pixels).
 
         Raises:
             GradlightError: If there are no such maps, or the images have different numbers of targets.
@@ -238,7 +240,8 @@ class SaliencyMaps(Dataset[Sample]):
             >>> list(maps["normgrad", "0"].shape), list(maps.upsampled("normgrad", "0").shape)
             ([3, 1, 2, 2], [3, 1, 4, 4])
         """
-        return upsample(self[method, layer], size or self.size)
+        size = size or self.size
+        return upsample(self[method, layer], size, scaled_extent(self.about[layer].extent, self.size, size))
 
     def resized(self, size: tuple[int, int]) -> SaliencyMaps:
         """Bring the maps of every method and layer to one size: bilinear, align_corners=False.
@@ -255,7 +258,7 @@ class SaliencyMaps(Dataset[Sample]):
             >>> list(maps.resized((8, 6))["normgrad", "0"].shape)
             [3, 1, 8, 6]
         """
-        resized = {key: _upsampled(values, size) for key, values in self._maps.items()}
+        resized = {key: self._laid(key, size) for key in self._maps}
         stride = (self.size[0] / size[0], self.size[1] / size[1])
         return self._with(resized, {name: MapLayer(layer.depth, stride) for name, layer in self.layer_info.items()})
 
@@ -287,10 +290,15 @@ class SaliencyMaps(Dataset[Sample]):
         combined = {}
         for method_name, layers in self._layers_to_combine().items():
             shares = layer_weights(weights, layers, self.origin.model, self.origin.weights_sha256)
-            maps = [_upsampled(self._maps[method_name, layer], self.size) for layer in layers]
+            maps = [self._laid((method_name, layer), self.size) for layer in layers]
             combined[method_name, name] = combine(maps, shares, how)
         depth = max(layer.depth for layer in self.layer_info.values()) + 1
         return self._with(combined, {name: MapLayer(depth, (1.0, 1.0))})
+
+    def _laid(self, key: tuple[str, str], size: tuple[int, int]) -> Tensor:
+        """Upsample the rows of a method and layer to [M,H,W]."""
+        extent = scaled_extent(self.about[key[1]].extent, self.size, size)
+        return upsample(self._maps[key].tensor().unsqueeze(1), size, extent).squeeze(1)
 
     def _layers_to_combine(self) -> dict[str, list[str]]:
         """List the layers that each method has maps at, without the methods that have too few."""
@@ -439,8 +447,3 @@ class SaliencyMaps(Dataset[Sample]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _upsampled(values: MapRows, size: tuple[int, int]) -> Tensor:
-    """Upsample rows to [M,H,W]."""
-    return upsample(values.tensor().unsqueeze(1), size).squeeze(1)

@@ -151,7 +151,8 @@ def _draw_words(
 
 def _upsampled(maps: SaliencyMaps, image: int, method: str, layer: str) -> Array:
     """Return the maps of one image at the size of the pixels, one per target: [K,H,W]."""
-    return upsample(maps.rows(method, layer, image=image).unsqueeze(0), maps.size)[0].double().cpu().numpy()
+    rows = maps.rows(method, layer, image=image).unsqueeze(0)
+    return upsample(rows, maps.size, maps.about[layer].extent)[0].double().cpu().numpy()
 
 
 def _format_word(target: Target) -> str:

@@ -64,7 +64,7 @@ class BatchExplainer:
         size = self.model.size
         layers = self._runner.map_layers(size)
         maps = {pair: torch.zeros(0, *layer.size) for pair, layer in layers.items()}
-        map_layers = {layer.name: MapLayer(layer.depth, layer.stride) for layer in layers.values()}
+        map_layers = {layer.name: MapLayer(layer.depth, layer.stride, layer.extent) for layer in layers.values()}
         return self._stored(SaliencyMaps(maps, map_layers, [], [], size, self._describe_origin()))
 
     def _explain_group(self, group: list[LoadedPhoto], failures: list[tuple[str, str]]) -> list[StoredMaps]:

@@ -209,13 +209,17 @@ class Explainable(ABC):
         """Say of every module that runs and is no layer, by its name, what its output is ("is not spatial: …")."""
         return self._discovery(size).left_out
 
+    def _scored_outputs(self, output: Any) -> Any:
+        """Pick from the trunk's output what objectives score; layers must reach it. All of it, if not overridden."""
+        return output
+
     def _discovery(self, size: tuple[int, int] | None) -> Discovery:
         """Find the layers once per size of the pixels; the noise is the same each time, so that the answer is too."""
         by_size: dict[tuple[int, int], Discovery] = self.__dict__.setdefault("_discovered", {})
         size = size or self.size
         if size not in by_size:
             noise = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
-            by_size[size] = discover(self.trunk, self.cast(noise))
+            by_size[size] = discover(self.trunk, self.cast(noise), self._scored_outputs)
         return by_size[size]
 
     def weights_sha256(self) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import GradlightError, nearest
 from .base import Explainable, ImageLike, Photo, as_list
 from .checkpoints import PathLike, load_checkpoint
-from .class_objective import ClassLabels, ClassObjective, Output, parse
+from .class_objective import ClassLabels, ClassObjective, Output, find_logits, parse
 from .huggingface import classifier_from_module, classifier_from_name, is_hub_source, is_multi_label, own_preprocess
 from .images import read_images, read_pixels
 from .preprocessing import IMAGENET, Preprocess
@@ -233,6 +233,13 @@ class Classifier(Explainable):
                 logits = objective.outputs(self.read(image_list[start : start + _BATCH_SIZE])[0])
                 predictions += self._predictions(logits, top)
         return predictions
+
+    def _scored_outputs(self, output: Any) -> Any:
+        """Pick the logits; all outputs where there are none, which only the objective refuses."""
+        try:
+            return find_logits(output, self.output)
+        except GradlightError:
+            return output
 
     def describe(self) -> dict[str, Any]:
         """Describe the model in JSON types; num_classes is null as long as the network has not run."""

@@ -253,7 +253,8 @@ def select_names(selection: Any, available: Sequence[str], kind: str) -> list[st
 
 
 def _map_size(pixels: tuple[int, int], layer: MapLayer) -> tuple[int, int]:
-    return round(pixels[0] / layer.stride[0]), round(pixels[1] / layer.stride[1])
+    top, left, bottom, right = layer.extent or (0.0, 0.0, *pixels)
+    return round((bottom - top) / layer.stride[0]), round((right - left) / layer.stride[1])
 
 
 # --- Selectable targets: classes, or a caption and its words

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import GradlightError
+from ..explainers.combination import upsample
 from ..explainers.maps import SaliencyMaps
 from ..models.base import Photo
 from .options import COLOUR_TABLES
@@ -150,7 +151,10 @@ def pack(maps_by_key: Mapping[MapKey, SaliencyMaps], serial: int) -> bytes:
 def _map_tensors(maps: SaliencyMaps) -> Iterator[tuple[str, int, Tensor]]:
     """Give the method, the number of the layer and the map [h,w] of the one image and target."""
     for method, layer in maps.pairs:
-        yield method, maps.layers.index(layer), maps.rows(method, layer, image=0)[0].detach().float().cpu()
+        values = maps.rows(method, layer, image=0)[0].detach().float().cpu()
+        if (extent := maps.about[layer].extent) is not None:  # the page lays every grid over all pixels
+            values = upsample(values[None, None], maps.size, extent)[0, 0]
+        yield method, maps.layers.index(layer), values
 
 
 def _largest_side(shapes: Iterable[Sequence[int]]) -> int:

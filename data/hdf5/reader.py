@@ -369,7 +369,10 @@ def _read_layer_row(dataset: h5py.Dataset) -> LayerRow:
     """Read the attributes of a dataset of maps."""
     vertical, horizontal = (float(side) for side in read_attribute(dataset, "stride"))
     names = read_attribute(dataset, "method"), read_attribute(dataset, "layer")
-    return LayerRow(*names, int(read_attribute(dataset, "depth")), (vertical, horizontal))
+    edges = read_attribute(dataset, "extent")
+    top, left, bottom, right = (0.0,) * 4 if edges is None else map(float, edges)
+    extent = None if edges is None else (top, left, bottom, right)
+    return LayerRow(*names, int(read_attribute(dataset, "depth")), (vertical, horizontal), extent)
 
 
 def _text(value: bytes) -> str:

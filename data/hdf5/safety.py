@@ -138,13 +138,13 @@ _REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("number", "<u4")]
 
 
 def read_attribute(owner: h5py.Group | h5py.Dataset, name: str) -> Any:
-    """Read an attribute that is a number, a truth value, a text, or a pair of them; anything else gives None."""
+    """Read an attribute that is a number, a truth value, a text, or up to four of them; anything else gives None."""
     if name not in owner.attrs:
         return None
     identifier = owner.attrs.get_id(name)
     if identifier.get_type().get_class() not in _ATTRIBUTE_TYPES:
         return None
-    if identifier.get_space().get_simple_extent_npoints() > 2:
+    if identifier.get_space().get_simple_extent_npoints() > 4:
         return None
     value = owner.attrs[name]
     return None if isinstance(value, str) and len(value) > _MAX_TEXT_LENGTH else value

@@ -4,7 +4,8 @@
                  complete; an index also has shards
     /images/     path, sha256, width, height, view            one row per image
     /targets/    image (a row of /images), kind, index, label, score     one row per map
-    /maps/METHOD/LAYER   [M,h,w] float32 or float16, attrs: method, layer, depth, stride
+    /maps/METHOD/LAYER   [M,h,w] float32 or float16, attrs: method, layer, depth, stride; extent where the
+                         grid covers only a part of the pixels, or more: (top, left, bottom, right)
     /scale/METHOD/LAYER  [M] float32, beside float16 only: a map is its stored numbers times its scale
     /failures/   path, reason
 
@@ -140,12 +141,14 @@ class LayerRow:
         layer: The name of the layer.
         depth: The position of the layer in the network.
         stride: (vertical, horizontal), in pixels of the network's input.
+        extent: (top, left, bottom, right) of the grid in these pixels; None where it covers them all.
     """
 
     method: str
     layer: str
     depth: int
     stride: tuple[float, float]
+    extent: tuple[float, float, float, float] | None = None
 
 
 class Failure(NamedTuple):

@@ -312,7 +312,7 @@ def find_differences(first: ShardContents, second: ShardContents) -> Iterator[st
     for key in first.layers.keys() ^ second.layers.keys():
         yield f"only one has maps of {format_key(key)}"
     for key in first.layers.keys() & second.layers.keys():
-        for name in ("depth", "stride"):
+        for name in ("depth", "stride", "extent"):
             if (a := getattr(first.layers[key], name)) != (b := getattr(second.layers[key], name)):
                 yield f"they differ in the {name} of {format_key(key)}{_format_both(a, b)}"
         (first_shape, first_dtype), (second_shape, second_dtype) = first.arrays[key], second.arrays[key]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 
 from .safety import is_integer, map_datasets, read_attribute
 from .schema import MAP_DTYPES, TABLES, dataset_path, parse_shard_list
@@ -151,6 +153,18 @@ def _layer_problems(where: str, names: tuple[str, str], dataset: h5py.Dataset) -
     stride = np.asarray(read_attribute(dataset, "stride"))
     if stride.shape != (2,) or stride.dtype.kind not in "iuf" or not all(0 < side < math.inf for side in stride):
         yield f"the attribute 'stride' of {where} is missing or not two positive numbers"
+    if "extent" in dataset.attrs and not _is_extent(np.asarray(read_attribute(dataset, "extent"))):
+        yield f"the attribute 'extent' of {where} is not four numbers (top, left, bottom, right)"
+
+
+def _is_extent(edges: npt.NDArray[Any]) -> bool:
+    """Tell whether numbers are the edges of a region."""
+    return (
+        edges.shape == (4,)
+        and edges.dtype.kind in "iuf"
+        and bool(np.isfinite(edges).all())
+        and bool(edges[0] < edges[2] and edges[1] < edges[3])
+    )
 
 
 def _scale_problems(file: h5py.File) -> Iterator[str]:

@@ -323,6 +323,9 @@ def write_map_attributes(dataset: h5py.Dataset, row: LayerRow, key: tuple[str, s
     dataset.attrs["depth"] = encode_cell("integer", f"the depth of layer {key[1]!r}", row.depth)
     where = f"the stride of layer {key[1]!r}"
     dataset.attrs["stride"] = np.array([encode_cell("number", where, side) for side in row.stride])
+    if row.extent is not None:
+        where = f"the extent of layer {key[1]!r}"
+        dataset.attrs["extent"] = np.array([encode_cell("number", where, edge) for edge in row.extent])
 
 
 def create_scale(file: h5py.File, key: tuple[str, str], rows: int) -> h5py.Dataset:

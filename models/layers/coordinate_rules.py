@@ -25,13 +25,14 @@ from .coordinate_fields import (
     even_centres,
     interpolate_along,
     mean_over,
+    no_coordinates,
     number_tensors,
     varies_along,
     window_centres,
     without_repeats,
 )
 
-__all__ = ["RULES", "Arguments"]
+__all__ = ["MIXING", "REORDERING", "RULES", "VIEWS", "Arguments"]
 
 Arguments = dict[str, Any]
 """The arguments of an operation, by name."""
@@ -52,6 +53,11 @@ def _reshape(operation: Any, arguments: Arguments, fields: Arguments, output: An
 
 def _pad(operation: Any, arguments: Arguments, fields: Arguments, output: Any) -> Any:
     return operation(**{**fields, "value": NO_COORDINATE})
+
+
+def _frame(operation: Any, arguments: Arguments, fields: Arguments, output: Any) -> Any:
+    """Let repeated numbers beyond the border have no coordinates, as padding by a constant: they continue the grid."""
+    return torch.ops.aten.constant_pad_nd(fields["self"], arguments["padding"], NO_COORDINATE)
 
 
 def _move_real(operation: Any, arguments: Arguments, fields: Arguments, output: Any) -> Tensor:
@@ -123,14 +129,37 @@ def _resize(operation: Any, arguments: Arguments, fields: Arguments, output: Any
     return drop_if_constant(without_repeats(field)).expand(result.shape)
 
 
+def _put(operation: Any, arguments: Arguments, fields: Arguments, output: Any) -> Any:
+    """Do the same to copies of the fields, for operations that write numbers into a tensor, in place or not."""
+    functional = getattr(torch.ops.aten, operation.overloadpacket.__name__.rstrip("_"))
+    value = {"value": NO_COORDINATE} if "value" in fields else {}
+    return getattr(functional, operation._overloadname)(**{**fields, **value})
+
+
+def _sample(operation: Any, arguments: Arguments, fields: Arguments, output: Tensor) -> Tensor:
+    """Read the coordinates where the network reads its numbers, beyond the border those of the border."""
+    field = mean_over(fields["input"], [1 - output.ndim])
+    calls = [{**arguments, "input": axis.contiguous(), "padding_mode": 1} for axis in (field.real, field.imag)]
+    row, column = (operation(**{**call, "grid": call["grid"].float()}) for call in calls)
+    return torch.complex(row, column).expand(output.shape)
+
+
+def _lose(operation: Any, arguments: Arguments, fields: Arguments, output: Any) -> list[Tensor]:
+    return [no_coordinates(tensor) for tensor in number_tensors([output])]
+
+
 _OPERATIONS: dict[CoordinateRule, str] = {
     _move: "permute transpose t unsqueeze squeeze expand select slice split split_with_sizes unbind unfold roll flip"
     " index index_select gather cat stack repeat diagonal",
     _reshape: "view _unsafe_view _reshape_alias reshape",
     _pad: "constant_pad_nd",
     _shuffle: "pixel_shuffle",
-    _move_real: "im2col pixel_unshuffle reflection_pad2d replication_pad2d",
+    _frame: "reflection_pad2d replication_pad2d",
+    _move_real: "im2col pixel_unshuffle",
     _fold: "col2im",
+    _put: "masked_scatter masked_scatter_ index_put index_put_ scatter scatter_ index_copy index_copy_",
+    _sample: "grid_sampler_2d",
+    _lose: "_fft_r2c _fft_c2r _fft_c2c sort topk",
     _reduce: "mean sum amax amin max min logsumexp linalg_vector_norm var var_mean prod",
     _product: "mm addmm bmm baddbmm",
     _attend: "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention"
@@ -146,3 +175,19 @@ RULES: dict[str, CoordinateRule] = {name: rule for rule, names in _OPERATIONS.it
 
 Any other operation is taken to work number by number, where its output has the shape of an input.
 """
+
+VIEWS = frozenset({"slice", "select", "view", "transpose", "permute", "unsqueeze", "squeeze"})
+"""Operations whose output shares its memory with the input."""
+
+MIXING: dict[str, str] = {
+    **dict.fromkeys(("_fft_r2c", "_fft_c2r", "_fft_c2c"), "a Fourier transform mixes all locations"),
+    **dict.fromkeys(("sort", "topk"), "its numbers are sorted by their values"),
+}
+"""Name of an operation whose output has no coordinates → the reason."""
+
+_REORDERING = (
+    "gather index index_select index_put index_put_ scatter scatter_ masked_scatter masked_scatter_ masked_select take"
+    " index_copy index_copy_ nonzero grid_sampler_2d"
+)
+REORDERING = frozenset(_REORDERING.split())
+"""Operations that may put numbers in an order which depends on the image."""

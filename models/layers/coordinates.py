@@ -16,8 +16,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .coordinate_fields import broadcast_field, more_detailed, no_coordinates, number_tensors, pixel_coordinates
-from .coordinate_rules import RULES, Arguments
+from .coordinate_fields import (
+    broadcast_field,
+    more_detailed,
+    no_coordinates,
+    number_tensors,
+    pixel_coordinates,
+    without_repeats,
+)
+from .coordinate_rules import MIXING, REORDERING, RULES, VIEWS, Arguments
 
 __all__ = ["CoordinateTracker"]
 
@@ -27,6 +34,10 @@ class CoordinateTracker(TorchDispatchMode):
 
     Args:
         pixels: [B,C,H,W].
+
+    Attributes:
+        may_vary: Whether an operation ran that depends on chance, or may move numbers by their values; another run may
+            then have other coordinates.
 
     Example:
         >>> import torch
@@ -42,26 +53,57 @@ class CoordinateTracker(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._field_by_tensor: Any = WeakTensorKeyDictionary()
         self._field_by_tensor[pixels] = pixel_coordinates(pixels)
+        self._reason_by_tensor: Any = WeakTensorKeyDictionary()
+        self._origin_by_view: Any = WeakTensorKeyDictionary()
+        self.may_vary = False
 
     def field_of(self, tensor: Tensor) -> Tensor | None:
         """Give the coordinate field of a tensor; None if it is unknown: for weights, and after a rare operation."""
         field: Tensor | None = self._field_by_tensor.get(tensor)
         return field
 
+    def reason_of(self, tensor: Tensor) -> str | None:
+        """Say why a tensor has no coordinates: which operation lost them; None if none is known."""
+        reason: str | None = self._reason_by_tensor.get(tensor)
+        return reason
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, and apply its coordinate rule to the fields of its inputs."""
         inputs = number_tensors([args, list((kwargs or {}).values())])
         tracked = any(self.field_of(tensor) is not None for tensor in inputs)
         output = func(*args, **(kwargs or {}))
+        operation = func.overloadpacket.__name__
+        self.may_vary |= torch.Tag.nondeterministic_seeded in func.tags or operation == "_local_scalar_dense"
+        self.may_vary |= tracked and operation in REORDERING
+        if operation in VIEWS:
+            arguments = _arguments(func, args, kwargs or {})
+            self._origin_by_view[output] = func, {**arguments, "self": None}, arguments["self"]
         if tracked:
+            reason = MIXING.get(operation) or next(filter(None, map(self._reason_by_tensor.get, inputs)), None)
             arguments = _arguments(func, args, kwargs or {})
             fields = self._output_fields(func, arguments, output)
             for tensor, field in zip(number_tensors([output]), fields, strict=False):
+                if reason is not None and (field is None or bool(without_repeats(field).isnan().all())):
+                    field, self._reason_by_tensor[tensor] = no_coordinates(tensor), reason
                 if field is not None and field.shape == tensor.shape:
                     self._field_by_tensor[tensor] = field
                 else:
                     self._field_by_tensor.pop(tensor, None)
+            if operation.endswith("_") and isinstance(args[0], Tensor):
+                self._write_through(args[0])
         return output
+
+    def _write_through(self, tensor: Tensor) -> None:
+        """Write the coordinates of a part, which an operation has overwritten, into the tensor that it is a view of."""
+        field = self.field_of(tensor)
+        if field is None or tensor not in self._origin_by_view:
+            return
+        operation, arguments, whole = self._origin_by_view[tensor]
+        known = self.field_of(whole)
+        written = (no_coordinates(whole) if known is None else known).clone(memory_format=torch.contiguous_format)
+        operation(**{**arguments, "self": written}).copy_(field)
+        self._field_by_tensor[whole] = written
+        self._write_through(whole)
 
     def _output_fields(self, func: Any, arguments: Arguments, output: Any) -> Sequence[Tensor | None]:
         outputs = number_tensors([output])
@@ -78,7 +120,7 @@ class CoordinateTracker(TorchDispatchMode):
         """Replace every tensor of numbers by its field; a weight's has no coordinates."""
 
         def replace(value: Any) -> Any:
-            if isinstance(value, Tensor) and value.is_floating_point():
+            if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
                 field = self.field_of(value)
                 return no_coordinates(value) if field is None else field
             return type(value)(map(replace, value)) if isinstance(value, (list, tuple)) else value

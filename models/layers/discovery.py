@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ...errors import GradlightError
 from ..preserve import preserved
 from .coordinates import CoordinateTracker
-from .layout import AS_IS, Layout
+from .layout import AS_IS, Extent, Layout, grid_extent
 from .recorder import Recorder
 from .stages import ModuleRun, choose_stages, count_paths
 
@@ -32,6 +35,7 @@ class Layer:
         stride: Pixels per location, (vertical, horizontal).
         pooled: Whether its spatial mean is what the network's one last linear layer reads, so that CAM is defined.
         layout: Brings the module's own output to [B,C,h,w].
+        extent: Where its grid lies in the pixels, (top, left, bottom, right); None where it covers the whole image.
 
     Example:
         >>> layer = gl.classifier("scenes").stages()[-1]
@@ -46,6 +50,7 @@ class Layer:
     stride: tuple[float, float] = (1.0, 1.0)
     pooled: bool = field(default=False, repr=False)
     layout: Layout = field(default=AS_IS, repr=False, compare=False)
+    extent: Extent | None = field(default=None, repr=False)
 
 
 @dataclass
@@ -63,15 +68,21 @@ class Discovery:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-def discover(network: nn.Module, pixels: Tensor) -> Discovery:
-    """Run the network once and list its spatial layers; it is left as it was.
+def _whole_output(output: Any) -> Any:
+    return output
 
-    A layer is listed when its output is a grid of locations in the image and these reach the network's output (after
-    its last attention, a transformer may read its class token alone).
+
+def discover(network: nn.Module, pixels: Tensor, scored: Callable[[Any], Any] = _whole_output) -> Discovery:
+    """Run the network and list its spatial layers; it is left as it was.
+
+    A layer is listed when its output is a grid of locations in the image and these reach what is scored of the
+    network's output (after its last attention, a transformer may read its class token alone). A network that may put
+    its locations in another order for each image or by chance is run twice, and the layers where it does are left out.
 
     Args:
         network: The network.
         pixels: [1,3,H,W].
+        scored: Picks the tensors that are scored from the network's output.
 
     Returns:
         The layers, the stages, and what is left out.
@@ -87,24 +98,52 @@ def discover(network: nn.Module, pixels: Tensor) -> Discovery:
         >>> [layer.name for layer in discover(network, torch.zeros(1, 3, 8, 8)).layers]
         ['input', '0', '1']
     """
-    with ExitStack() as undo:
-        undo.enter_context(preserved(network))
-        leaf = pixels.clone().requires_grad_()
-        tracker = CoordinateTracker(leaf)
-        recorder = Recorder(tracker, height=pixels.shape[2], width=pixels.shape[3])
-        for name, module in network.named_modules():
-            if name:
-                undo.callback(module.register_forward_hook(partial(recorder.hook, name)).remove)
-        with tracker:
-            outputs = _tensors(_run(network, leaf))
+    leaf = pixels.clone().requires_grad_()
+    with preserved(network):
+        drawn = _random_states()
+        recorder, output = _record(network, leaf)
+        if recorder.tracker.may_vary or drawn != _random_states():
+            recorder.leave_out_varying(_second_record(network, pixels))
+        outputs = _tensors(scored(output))
         unread = recorder.unread(outputs)
-    runs = count_paths(recorder.runs, outputs, leaf)
+    recorder.leave_out_uneven()
+    runs = count_paths([run for run in recorder.runs if run.name not in recorder.misplaced], outputs, leaf)
     read_runs = [run for run in runs if run.name not in unread]
     layers = [Layer("input", 0, pixels.shape[1], (pixels.shape[2], pixels.shape[3]))]
     layers += _as_layers([run for run in read_runs if run.reaches_output], layers[0].size, recorder.pooled(outputs))
     layer_by_name = {layer.name: layer for layer in layers}
     stages = [layer_by_name[run.name] for run in choose_stages(read_runs)]
     return Discovery(layers, stages, _left_out(recorder, unread, layer_by_name, stages))
+
+
+def _record(network: nn.Module, leaf: Tensor) -> tuple[Recorder, Any]:
+    """Run the network once; give what its modules have shown, and its output."""
+    tracker = CoordinateTracker(leaf)
+    recorder = Recorder(tracker, height=leaf.shape[2], width=leaf.shape[3])
+    with ExitStack() as undo:
+        for name, module in network.named_modules():
+            if name:
+                undo.callback(module.register_forward_hook(partial(recorder.hook, name)).remove)
+        with tracker:
+            return recorder, _run(network, leaf)
+
+
+def _second_record(network: nn.Module, pixels: Tensor) -> Recorder:
+    """Run the network on other pixels, and with other random numbers."""
+    noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(1)).to(pixels)
+    states, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return _record(network, noise.requires_grad_())[0]
+    finally:
+        random.setstate(states)
+        np.random.set_state(numpy_state)
+
+
+def _random_states() -> tuple[Any, ...]:
+    """Give the states of Python's and NumPy's random numbers, which no operation of torch shows."""
+    name, keys, *position = np.random.get_state(legacy=True)
+    return random.getstate(), name, np.asarray(keys).tobytes(), position
 
 
 def _left_out(
@@ -114,7 +153,10 @@ def _left_out(
     nearest_before = ["input"]
     reasons = {}
     for run in recorder.runs:
-        if run.name in unread:
+        if run.name in recorder.misplaced:
+            where = f"The nearest spatial layer before it is {nearest_before[-1]!r}"
+            reasons[run.name] = f"{recorder.misplaced[run.name]}. {where}"
+        elif run.name in unread:
             deepest = (stages or [*layer_by_name.values()])[-1].name
             reasons[run.name] = (
                 "is not read where it is spatial: its gradient there is exactly zero, for what follows reads another"
@@ -134,7 +176,9 @@ def _as_layers(runs: list[ModuleRun], pixels: tuple[int, int], pooled: set[str])
     layers = []
     for depth, run in enumerate(runs, start=1):
         stride = (pixels[0] / run.size[0], pixels[1] / run.size[1])
-        layers.append(Layer(run.name, depth, run.channels, run.size, stride, run.name in pooled, run.layout))
+        place = None if run.axes is None else grid_extent(run.axes, pixels)
+        extent, stride = place or (None, stride)
+        layers.append(Layer(run.name, depth, run.channels, run.size, stride, run.name in pooled, run.layout, extent))
     return layers
 
 

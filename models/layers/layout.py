@@ -9,7 +9,23 @@ from torch import Tensor, nn
 
 from ...errors import GradlightError
 
-__all__ = ["AS_IS", "Layout", "layout_from_coordinates", "layout_from_shape"]
+__all__ = [
+    "AS_IS",
+    "Axes",
+    "Extent",
+    "Layout",
+    "grid_extent",
+    "layout_from_coordinates",
+    "layout_from_shape",
+    "read_axes",
+    "scaled_extent",
+]
+
+Axes = tuple[Tensor, Tensor]
+"""The coordinate of each row and of each column of a grid, in pixels."""
+
+Extent = tuple[float, float, float, float]
+"""(top, left, bottom, right) of a grid in the pixels, where 0, 0 is the outer corner of the first pixel."""
 
 # Two coordinates are different from a hundredth of a pixel on.
 _TOLERANCE = 1e-2
@@ -139,6 +155,85 @@ def _mixes_locations(moved: Tensor, coordinates: Tensor, row_gap: float, column_
         return False
     distance = torch.view_as_real(moved - coordinates).abs().nan_to_num(0.0).flatten(0, -2).amax(0)
     return bool(float(distance[0]) > row_gap / 2 or float(distance[1]) > column_gap / 2)
+
+
+# --- where a grid lies in the pixels ---
+
+
+def read_axes(field: Tensor, layout: Layout) -> Axes:
+    """Read the coordinate of each row and of each column of a grid.
+
+    Args:
+        field: The coordinate field of a tensor of one image.
+        layout: The layout that it has.
+
+    Returns:
+        Rows [h] and columns [w].
+    """
+    small = field.narrow(layout.channel, 0, 1) if field.stride(layout.channel) == 0 else field
+    grid = layout(small)[0]
+    return grid.real.nanmean((0, 2)), grid.imag.nanmean((0, 1))
+
+
+def grid_extent(axes: Axes, pixels: tuple[int, int]) -> tuple[Extent | None, tuple[float, float]] | None:
+    """Find where a grid lies in the pixels, and its step.
+
+    By convention a grid covers the whole image, with cells of equal size: so padded convolutions are understood, whose
+    outermost cells reach beyond it. The coordinates decide where they contradict this by more than half a cell (and
+    half a pixel): behind a crop, behind padding on one side, behind a stride that leaves much of the image out.
+
+    Args:
+        axes: The coordinates of its rows and columns.
+        pixels: Height and width of the pixels.
+
+    Returns:
+        The extent, None where the grid covers the whole image, and the pixels per location; None instead of both where
+        the rows or columns lie so unevenly that no grid of equal cells describes them.
+
+    Example:
+        >>> import torch
+        >>> from gradlight.models.layers.layout import grid_extent
+        >>> middle, whole = torch.tensor([9.5, 13.5, 17.5, 21.5]), torch.tensor([0.0, 8.0, 16.0, 24.0])
+        >>> grid_extent((middle, whole), (32, 32))
+        ((8.0, 0.0, 24.0, 32.0), (4.0, 8.0))
+    """
+    spans = [_span(axis.double(), side) for axis, side in zip(axes, pixels, strict=True)]
+    if spans[0] is None or spans[1] is None:
+        return None
+    (top, bottom, vertical), (left, right, horizontal) = spans[0], spans[1]
+    covers_image = (top, left, bottom, right) == (0.0, 0.0, *map(float, pixels))
+    return None if covers_image else (top, left, bottom, right), (vertical, horizontal)
+
+
+def scaled_extent(extent: Extent | None, pixels: tuple[int, int], size: tuple[int, int]) -> Extent | None:
+    """Bring an extent in the pixels to an image of another size.
+
+    Args:
+        extent: The extent; None for the whole image, which stays None.
+        pixels: Height and width of the pixels.
+        size: Height and width of the other image.
+
+    Returns:
+        The extent in its pixels.
+    """
+    if extent is None:
+        return None
+    vertical, horizontal = size[0] / pixels[0], size[1] / pixels[1]
+    return extent[0] * vertical, extent[1] * horizontal, extent[2] * vertical, extent[3] * horizontal
+
+
+def _span(axis: Tensor, side: int) -> tuple[float, float, float] | None:
+    """Give the outer edges of an axis and its step; None if it is uneven."""
+    count, cell = len(axis), side / len(axis)
+    first, last = float(axis[0]), float(axis[-1])
+    step = (last - first) / (count - 1) if count > 1 else cell
+    steady = first + step * torch.arange(count, dtype=axis.dtype, device=axis.device)
+    if float((axis - steady).abs().max()) > step:
+        return None
+    error = max(abs(first - (cell - 1) / 2), abs(last - (side - (cell + 1) / 2)))
+    if count == 1 or error <= max(cell, step) / 2 + 0.5:
+        return 0.0, float(side), cell
+    return first + 0.5 - step / 2, last + 0.5 + step / 2, step
 
 
 # --- from shapes, where the coordinates are unknown ---

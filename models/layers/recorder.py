@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .coordinates import CoordinateTracker
-from .layout import Layout, layout_from_coordinates, layout_from_shape
+from .layout import Axes, Layout, grid_extent, layout_from_coordinates, layout_from_shape, read_axes
 from .stages import ModuleRun
 
 __all__ = ["Recorder"]
@@ -28,6 +28,7 @@ class Recorder:
     Attributes:
         runs: Every spatial output, in the order of execution.
         left_out: Every other module that ran: what its output is, and how many runs came before.
+        misplaced: Of the runs whose locations are no map of the image, the reason.
         tokens: Of the runs whose output is tokens, the output and its layout.
     """
 
@@ -36,6 +37,7 @@ class Recorder:
         self.run_counts: Counter[str] = Counter()
         self.runs: list[ModuleRun] = []
         self.left_out: dict[str, tuple[str, int]] = {}
+        self.misplaced: dict[str, str] = {}
         self.tokens: dict[str, tuple[Tensor, Layout]] = {}
         self._name_by_output: dict[tuple[Any, int], str] = {}
         self._spatial_means: dict[str, Tensor] = {}
@@ -57,10 +59,12 @@ class Recorder:
         source = args[0] if args and isinstance(args[0], Tensor) else None
         if isinstance(module, nn.Linear) and output.ndim == 2 and source is not None:
             self._last_linear = (source, source.detach().clone(), output)
-        layout = self._layout(module, output)
+        layout, axes = self._layout(module, output)
         graph_output = (output.grad_fn, output.output_nr)
         if layout is None:
-            self._leave_out(key, f"is not spatial: {list(output.shape)} is no grid of locations in the image")
+            why = self.tracker.reason_of(output)
+            reason = f"is not spatial: {list(output.shape)} is no grid of locations in the image"
+            self._leave_out(key, reason if why is None else f"{reason}, because {why}")
         elif output.grad_fn is None:
             self._leave_out(key, "has no gradient: it does not depend on the pixels through anything differentiable")
         elif graph_output in self._name_by_output and not any(module.children()):
@@ -68,17 +72,19 @@ class Recorder:
             self._leave_out(key, f"is that of {self._name_by_output[graph_output]!r}, passed on unchanged")
         else:
             self._name_by_output.setdefault(graph_output, key)
-            self._add_run(key, module, source, output, layout)
+            self._add_run(key, module, source, output, layout, axes)
 
     def _leave_out(self, key: str, reason: str) -> None:
         self.left_out[key] = (reason, len(self.runs))
 
-    def _add_run(self, key: str, module: nn.Module, source: Tensor | None, output: Tensor, layout: Layout) -> None:
+    def _add_run(
+        self, key: str, module: nn.Module, source: Tensor | None, output: Tensor, layout: Layout, axes: Axes | None
+    ) -> None:
         grid = layout(output.detach())
         self._spatial_means[key] = grid.mean((2, 3))
         if output.ndim == 3:
             self.tokens[key] = (output, layout)
-        input_layout = None if source is None else self._layout(module, source)
+        input_layout = None if source is None else self._layout(module, source)[0]
         input_size = None if source is None or input_layout is None else input_layout(source.detach()).shape[2:]
         self.runs.append(
             ModuleRun(
@@ -89,19 +95,40 @@ class Recorder:
                 has_weights=isinstance(module, (nn.Conv2d, nn.Linear)),
                 kind=type(module),
                 layout=layout,
+                axes=axes,
                 node=output.grad_fn,
                 output_number=output.output_nr,
             )
         )
 
-    def _layout(self, module: nn.Module, tensor: Tensor) -> Layout | None:
+    def _layout(self, module: nn.Module, tensor: Tensor) -> tuple[Layout | None, Axes | None]:
         field = self.tracker.field_of(tensor)
         if field is None:
-            return layout_from_shape(module, tensor, self.height, self.width)
+            return layout_from_shape(module, tensor, self.height, self.width), None
         if field not in self._layout_by_field:
-            self._layout_by_field[field] = layout_from_coordinates(field)
-        layout: Layout | None = self._layout_by_field[field]
-        return layout
+            layout = layout_from_coordinates(field)
+            self._layout_by_field[field] = layout, None if layout is None else read_axes(field, layout)
+        known: tuple[Layout | None, Axes | None] = self._layout_by_field[field]
+        return known
+
+    def leave_out_varying(self, other: Recorder) -> None:
+        """Leave out the runs whose locations are not where they are in another run of the network.
+
+        Args:
+            other: What a run on other pixels, with other random numbers, has shown.
+        """
+        others = {run.name: run for run in other.runs}
+        for run in self.runs:
+            if run.name not in others or not _lies_alike(run, others[run.name]):
+                self.misplaced[run.name] = (
+                    "is not spatial: where its locations lie differs from run to run, by the image or by chance"
+                )
+
+    def leave_out_uneven(self) -> None:
+        """Leave out the runs whose rows or columns lie too unevenly in the pixels for a map."""
+        for run in self.runs:
+            if run.axes is not None and grid_extent(run.axes, (self.height, self.width)) is None:
+                self.misplaced[run.name] = "is not spatial: its rows or columns lie unevenly in the image"
 
     def unread(self, outputs: list[Tensor]) -> set[str]:
         """Find the layers of tokens whose grid has no gradient at all: what follows reads only the other tokens.
@@ -146,7 +173,7 @@ class Recorder:
             return set()
         _, features, logits = self._last_linear
         # By value: a full backward hook of the user's on that layer passes on another tensor.
-        if not any(tensor.dtype == logits.dtype and torch.equal(tensor, logits) for tensor in outputs):
+        if not any(torch.equal(tensor, logits.to(tensor.dtype)) for tensor in outputs):
             return set()
         tolerance = 1e-5 * float(features.abs().max())
         for run in reversed(self.runs):
@@ -155,3 +182,13 @@ class Recorder:
                 same = (run.node, run.output_number)
                 return {each.name for each in self.runs if (each.node, each.output_number) == same}
         return set()
+
+
+def _lies_alike(run: ModuleRun, other: ModuleRun) -> bool:
+    """Tell whether two runs of a module have the same layout and coordinates."""
+    if (run.axes is None) != (other.axes is None) or run.size != other.size:
+        return False
+    order, other_order = run.layout.order, other.layout.order
+    same_order = order is other_order or (order is not None and other_order is not None and order.equal(other_order))
+    pairs = zip(run.axes or (), other.axes or (), strict=True)
+    return same_order and run.layout.start == other.layout.start and all(torch.allclose(a, b) for a, b in pairs)

@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .layout import Layout
+from .layout import Axes, Layout
 
 __all__ = ["ModuleRun", "choose_stages", "count_paths"]
 
@@ -40,6 +40,7 @@ class ModuleRun:
         has_weights: Whether the module is a convolution or a linear layer.
         kind: The module's class.
         layout: Brings its output to [B,C,h,w].
+        axes: The coordinates of its rows and columns; None if they are unknown.
         node: The node of its output in autograd's graph.
         output_number: Which of the node's outputs it is.
         paths: How many paths from the network's output to the pixels lead through this run.
@@ -56,6 +57,7 @@ class ModuleRun:
     has_weights: bool
     kind: type
     layout: Layout
+    axes: Axes | None
     node: Any
     output_number: int
     paths: int = 0
