@@ -98,8 +98,8 @@ def discover(network: nn.Module, pixels: Tensor, scored: Callable[[Any], Any] = 
         >>> [layer.name for layer in discover(network, torch.zeros(1, 3, 8, 8)).layers]
         ['input', '0', '1']
     """
-    leaf = pixels.clone().requires_grad_()
     with preserved(network):
+        leaf = pixels.clone().requires_grad_()
         drawn = _random_states()
         recorder, output = _record(network, leaf)
         if recorder.tracker.may_vary or drawn != _random_states():

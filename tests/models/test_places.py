@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 import gradlight as gl
+from gradlight.data.hdf5.validation import find_problems
 from gradlight.explainers.combination import upsample
 from gradlight.models.classifiers import Classifier
 from gradlight.widgets.payload import _map_tensors
@@ -190,6 +192,11 @@ def test_a_map_behind_a_crop_is_laid_where_it_belongs(tmp_path: Path) -> None:
     with gl.load(tmp_path / "maps.h5") as stored:
         assert stored.about == maps.about
         torch.testing.assert_close(stored.upsampled("normgrad", "body.2"), laid)
+    with h5py.File(tmp_path / "maps.h5", "r+") as file:
+        assert find_problems(file) == []
+        for edges in ([1.0, 2.0], [9.0, 0.0, 1.0, 1.0], [0.0, 0.0, float("nan"), 1.0]):
+            file["maps/normgrad/body.2"].attrs["extent"] = edges
+            assert "'extent'" in " ".join(find_problems(file))
 
 
 # --- no location, or another one at every call
@@ -256,6 +263,7 @@ def shuffled_and_back(tokens: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("rule", [by_chance, by_norm, rolled_by_chance, sorted_values, strongest])
 def test_an_order_that_depends_on_chance_or_the_image_is_no_layer(rule: Any) -> None:
+    torch.manual_seed(0)
     model = gl.classifier(Reordered(rule).eval())
     state = torch.get_rng_state()
     assert [layer.name for layer in model.layers((SIDE, SIDE))] == ["input", "patch"]
@@ -305,6 +313,8 @@ def crop_at_the_brightest(pixels: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("crop", [random_crop, python_crop, crop_at_the_brightest])
 def test_a_crop_that_depends_on_chance_or_the_image_leaves_no_layer(crop: Any) -> None:
+    torch.manual_seed(0)
+    random.seed(0)
     model = gl.classifier(Shaped(crop, patches(4)).eval())
     state = random.getstate() if crop is not python_crop else None
     assert [layer.name for layer in model.layers((SIDE, SIDE))] == ["input"]
