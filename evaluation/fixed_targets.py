@@ -75,6 +75,9 @@ class _FixedTargetObjective(Objective):
     def outputs(self, pixels: Tensor) -> Any:
         return self.inner.outputs(pixels)
 
+    def prepare(self, pixels: Tensor) -> bool:
+        return self.inner.prepare(pixels)
+
     def choose(self, outputs: Any) -> list[list[Target]]:
         scores = self.inner.scores(outputs, self.targets).tolist()
         return [

@@ -208,6 +208,10 @@ class GridObjective(ClassObjective):
         scores: Tensor = _SpatialSoftmax.apply(flat)
         return scores
 
+    def prepare(self, pixels: Tensor) -> bool:
+        """Tell that images may run together: fully convolutional networks have fixed statistics."""
+        return False
+
     def rows(self, start: int, stop: int, total: int) -> GridObjective:
         """Give the objective of images start…stop of a list of `total`; a count that does not fit is an error."""
         rows: Sequence[Sequence[TargetSpec]] = super().rows(start, stop, total).target_specs

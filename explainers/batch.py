@@ -164,6 +164,8 @@ class BatchRunner:
                 results: list[BatchMaps] = []
                 step = min(count, self._max_images.get(batch.size, count))
                 try:
+                    with self.precision.passes(pixels.device):
+                        step = 1 if objective.prepare(pixels) else step
                     for start in range(0, count, step):
                         stop = min(start + step, count)
                         rows, images = objective.rows(start, stop, count), pixels[start:stop]

@@ -38,7 +38,7 @@ CacheLike = bool | str | Path | Cache | None
 
 _VERSION = 2
 # Decided by the weights or the pixels, or not settled before the network has run.
-_NOT_IN_KEY = frozenset({"name", "checkpoint", "pretrained", "num_classes", "preprocessing"})
+_NOT_IN_KEY = frozenset({"name", "checkpoint", "pretrained", "num_classes", "answer", "preprocessing"})
 
 
 def with_cache(runner: BatchRunner, cache: bool | str | Path | Cache) -> Runner:

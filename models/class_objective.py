@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import GradlightError, nearest
-from .objective import Objective, Target, Targets
+from .objective import AnswerForm, Objective, Target, Targets, examine_answer
 
 __all__ = [
     "Class",
@@ -40,14 +40,20 @@ _LOGITS_KEYS = ("logits", "out", "output")
 
 
 class ClassLabels:
-    """The names of a network's classes, whose number may be unknown until it has run once.
+    """The names of a network's classes, and what else is unknown until it has run once.
 
     Args:
         names: The names; None if they are unknown.
+        likely: Names that are taken in place of class_0, class_1 … if their number is right.
+
+    Its `form` says what the network answers with, `independent` whether each class has a sigmoid of its own.
     """
 
-    def __init__(self, names: Sequence[str] | None) -> None:
+    def __init__(self, names: Sequence[str] | None, likely: Sequence[str] | None = None) -> None:
         self.names = None if names is None else list(names)
+        self.likely = list(likely or [])
+        self.form: AnswerForm | None = None
+        self.independent = False
 
     def settle(self, count: int) -> list[str]:
         """Give the names once the number of classes is known: class_0, class_1 … where none were given.
@@ -67,7 +73,7 @@ class ClassLabels:
             ['class_0', 'class_1']
         """
         if self.names is None:
-            self.names = [f"class_{index}" for index in range(count)]
+            self.names = self.likely if len(self.likely) == count else [f"class_{index}" for index in range(count)]
         if len(self.names) != count:
             raise GradlightError(
                 f"The network answers with {count} numbers per image, but there are {len(self.names)} labels. Give"
@@ -84,7 +90,7 @@ class ClassObjective(Objective):
         labels: The names of its classes.
         rows: The target specs of each image, or one row for all, as `parse` gives them.
         multi_label: Whether each class has a sigmoid of its own; the loss is then the binary cross-entropy towards 1,
-            else the cross-entropy.
+            else the cross-entropy. One logit, and a network that ends in a sigmoid, always have it.
         output: Where the logits are in the network's output.
 
     Raises:
@@ -118,15 +124,27 @@ class ClassObjective(Objective):
             resolve(self.target_specs, labels.names)
 
     def outputs(self, pixels: Tensor) -> Tensor:
-        """Run the network once and give its logits [B,C], float32 at least."""
-        logits = find_logits(self.network(pixels), self.output)
+        """Run the network and give its logits [B,C], float32 at least; [-z, z] for one logit z with two names."""
+        logits = (self.labels.form or AnswerForm()).logits(self._answer, pixels)
         if logits.shape[0] != pixels.shape[0]:
             raise GradlightError(
                 f"The network gave {logits.shape[0]} rows of logits for {pixels.shape[0]} images. A network is"
                 " explained image by image, so it must answer with one row for each."
             )
+        if logits.shape[1] == 1 and self.labels.names is not None and len(self.labels.names) == 2:
+            logits = torch.cat([-logits, logits], 1)
         self.labels.settle(logits.shape[1])
         return logits
+
+    def prepare(self, pixels: Tensor) -> bool:
+        """Examine the network's answer once, and tell whether images must run alone."""
+        if self.labels.form is None:
+            form, width = examine_answer(self.network, self._answer, pixels)
+            self.labels.form, self.labels.independent = form, form.kind == "sigmoid" or width == 1
+        return self.labels.form.mixes_images
+
+    def _answer(self, pixels: Tensor) -> Tensor:
+        return find_logits(self.network(pixels), self.output, len(pixels))
 
     def choose(self, outputs: Tensor) -> list[list[Target]]:
         """Fix the classes of every image, with their present logits as scores; equal logits rank by index."""
@@ -148,7 +166,7 @@ class ClassObjective(Objective):
 
     def losses(self, outputs: Tensor, targets: Targets) -> Tensor:
         """Give the cross-entropy [B,K] of the targets, or their binary cross-entropy for a multi-label network."""
-        if self.multi_label:
+        if self.multi_label or self.labels.independent:
             return functional.softplus(-self.scores(outputs, targets))
         return -functional.log_softmax(outputs, 1).gather(1, _indices(targets, outputs))
 
@@ -173,22 +191,14 @@ class ClassObjective(Objective):
 
 @dataclass(frozen=True)
 class Class:
-    """A class by its index.
-
-    Args:
-        index: The number of its logit.
-    """
+    """A class by the index of its logit."""
 
     index: int
 
 
 @dataclass(frozen=True)
 class Rank:
-    """The class at a position of the network's own ranking.
-
-    Args:
-        position: 0 is the most likely, -1 the least.
-    """
+    """The class at a position of the network's own ranking: 0 is the most likely, -1 the least."""
 
     position: int
 
@@ -356,15 +366,16 @@ def _indices(targets: Targets, outputs: Tensor) -> Tensor:
 # --- logits: where they are in a network's output ---
 
 
-def find_logits(answer: Any, output: Output = None) -> Tensor:
+def find_logits(answer: Any, output: Output = None, rows: int | None = None) -> Tensor:
     """Find the logits in a network's output; from there on everything is computed in float32 at least.
 
-    They are the tensor itself; in a tuple or list the first tensor [B,C]; in a mapping "logits", "out" or "output", or
-    else the only tensor of that shape; of any other object the attribute `logits`.
+    They are the tensor itself; in a tuple or list the first tensor [B,C], if all have that width; in a mapping
+    "logits", "out" or "output", or else the only tensor of that shape; of any other object the attribute `logits`.
 
     Args:
         answer: What the network returned.
         output: The key, position or attribute that holds them, instead of a search.
+        rows: B, if it is known.
 
     Returns:
         Logits [B,C].
@@ -378,30 +389,39 @@ def find_logits(answer: Any, output: Output = None) -> Tensor:
         >>> find_logits({"features": torch.zeros(2, 8, 7, 7), "out": torch.zeros(2, 5)}).shape
         torch.Size([2, 5])
     """
-    logits: Tensor | None = _search(answer) if output is None else _look_up(answer, output)
+    logits: Tensor | None = _search(answer, rows) if output is None else _look_up(answer, output)
     if logits is None or not _is_logits(logits):
         where = f" at output={output!r}" if output is not None else ""
-        hint = (
-            "output= names a key, a position or an attribute that holds them."
-            if output is None
-            else "Name another key, position or attribute."
-        )
+        hint = f"output= names {'a' if output is None else 'another'} key, position or attribute that holds them."
         raise GradlightError(f"No logits [B,C] were found{where}: the network gave {_format_value(answer)}. {hint}")
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
-def _search(answer: Any) -> Any:
+def _search(answer: Any, rows: int | None) -> Any:
     if isinstance(answer, Tensor):
-        return answer
+        return answer.reshape(rows, 1) if rows == answer.numel() and answer.ndim < 2 else answer
     if isinstance(answer, Mapping):
         named = [answer[name] for name in _LOGITS_KEYS if _is_logits(answer.get(name))]
-        fitting = [value for value in answer.values() if _is_logits(value)]
-        return named[0] if named else fitting[0] if len(fitting) == 1 else None
+        fitting = {name: value for name, value in answer.items() if _is_logits(value)}
+        return named[0] if named else _choose(answer, fitting, rows, first=False)
     if _is_logits(attribute := getattr(answer, "logits", None)):
         return attribute
     if isinstance(answer, (tuple, list)):
-        return next((value for value in answer if _is_logits(value)), None)
+        fitting = {place: value for place, value in enumerate(answer) if _is_logits(value)}
+        return _choose(answer, fitting, rows, first=True)
     return None
+
+
+def _choose(answer: Any, fitting: Mapping[Any, Tensor], rows: int | None, *, first: bool) -> Tensor | None:
+    """Choose among tensors that could be logits: the only one, or the first; GradlightError if they differ in width."""
+    fitting = {place: value for place, value in fitting.items() if value.shape[0] == rows} or fitting
+    if len({value.shape[1] for value in fitting.values()}) > 1:
+        listed = " or ".join(f"output={place!r} ({value.shape[1]} numbers)" for place, value in fitting.items())
+        raise GradlightError(
+            f"Several parts of the network's output could be the logits: it gave {_format_value(answer)}. Say which"
+            f" are: {listed}."
+        )
+    return next(iter(fitting.values()), None) if first or len(fitting) == 1 else None
 
 
 def _look_up(answer: Any, output: str | int) -> Any:

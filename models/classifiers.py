@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,12 +14,20 @@ from ..errors import GradlightError, nearest
 from .base import Explainable, ImageLike, Photo, as_list
 from .checkpoints import PathLike, load_checkpoint
 from .class_objective import ClassLabels, ClassObjective, Output, find_logits, parse
-from .huggingface import classifier_from_module, classifier_from_name, is_hub_source, is_multi_label, own_preprocess
+from .huggingface import (
+    classifier_from_module,
+    classifier_from_name,
+    is_hub_source,
+    is_multi_label,
+    module_metadata,
+    own_preprocess,
+)
 from .images import read_images, read_pixels
-from .preprocessing import IMAGENET, Preprocess
+from .objective import AnswerForm
+from .preprocessing import IMAGENET, Preprocess, Preprocessing
 from .preserve import Device, check_explainable, preserved, to_device, unwrapped
 from .registry import SOURCES, LoadedNetwork
-from .zoo import LIBRARIES, sources
+from .zoo import LIBRARIES, sources, timm_metadata
 
 __all__ = ["Classifier", "Prediction", "classifier"]
 
@@ -39,9 +48,10 @@ def classifier(
     """Make a classifier that can be explained.
 
     A network made by name gets its library's preprocessing and labels, is in eval mode, and goes to a GPU if there is
-    one. A module stays as it is: it keeps its device, and its pixels are resized to 256, cropped to 224 and normalised
-    for ImageNet; torch.compile, DataParallel and DDP wrappers are taken off. A network that takes more than an image
-    needs a module around it, with `def forward(self, pixels): return self.network(pixels, self.other)`.
+    one. A module stays as it is: it keeps its device. Its preprocessing and labels are those that a network of timm or
+    transformers inside it says of itself; of others, pixels are resized to 256, cropped to 224 and normalised for
+    ImageNet, as `repr` says. torch.compile, DataParallel and DDP wrappers are taken off. A network that takes more than
+    an image needs a module around it, with `def forward(self, pixels): return self.network(pixels, self.other)`.
 
     Args:
         source: "timm/NAME", "torchvision/NAME", "transformers/NAME_OR_FOLDER", the bundled "scenes", a name that a
@@ -69,15 +79,19 @@ def classifier(
         >>> gl.explain(model, "scenes:7", "circle").layers
         ['layer1', 'layer2', 'layer3', 'layer4']
     """
-    class_names = _check_labels(labels)
+    class_names, likely, assumed = _check_labels(labels), list[str](), False
     record: dict[str, Any] = {"checkpoint": None if checkpoint is None else str(checkpoint), "pretrained": None}
     if isinstance(source, nn.Module):
         network = unwrapped(source)
         if checkpoint is not None:
             load_checkpoint(network, checkpoint)
         check_explainable(network)
-        loaded = classifier_from_module(network, class_names)
-        loaded = loaded or LoadedNetwork(network, class_names, IMAGENET, type(network).__module__, "")
+        _check_towers(network)
+        own = classifier_from_module(network, class_names)
+        preprocessing, likely = (None, []) if own else _metadata_inside(network)
+        assumed = own is None and preprocessing is None and preprocess is None
+        library = type(network).__module__
+        loaded = own or LoadedNetwork(network, class_names, preprocessing or IMAGENET, library, "")
         name = type(network).__name__
     else:
         # Weights made under the caller's inference_mode could never be differentiated.
@@ -96,6 +110,8 @@ def classifier(
         multi_label=multi_label or loaded.multi_label or is_multi_label(loaded.network),
         output=output,
         record={"library": loaded.library, "version": loaded.version, **record},
+        likely_labels=likely,
+        assumed=assumed,
     )
 
 
@@ -124,6 +140,8 @@ class Classifier(Explainable):
         multi_label: Whether the classes do not exclude one another.
         output: Where the logits are in the network's output; None to search for them.
         record: What `describe` says of the network's origin.
+        likely_labels: Names that are taken in place of class_0, class_1 … if their number is right.
+        assumed: Whether nobody knows if the preprocessing is the network's own; `repr` then says so.
 
     Example:
         >>> from torch import nn
@@ -144,13 +162,16 @@ class Classifier(Explainable):
         multi_label: bool = False,
         output: Output = None,
         record: dict[str, Any] | None = None,
+        likely_labels: Sequence[str] = (),
+        assumed: bool = False,
     ) -> None:
         self.network = network
         self.preprocess = preprocess
         self.name = name
         self.multi_label = multi_label
         self.output = output
-        self._class_labels = ClassLabels(labels)
+        self._class_labels = ClassLabels(labels, likely_labels)
+        self._assumed = assumed
         self._record = dict(record or {})
 
     @property
@@ -158,7 +179,9 @@ class Classifier(Explainable):
         """The names of the classes; the network is run once if their number is unknown."""
         if self._class_labels.names is None:
             with preserved(self.network), torch.no_grad():
-                self.objective(None).outputs(self.cast(torch.zeros(1, 3, *self.size)))
+                objective, pixels = self.objective(None), self.cast(torch.zeros(1, 3, *self.size))
+                objective.prepare(pixels)
+                objective.outputs(pixels)
         return list(self._class_labels.names or [])
 
     @property
@@ -230,7 +253,9 @@ class Classifier(Explainable):
         objective = self.objective(None)
         with preserved(self.network), torch.no_grad():
             for start in range(0, max(len(image_list), 1), _BATCH_SIZE):
-                logits = objective.outputs(self.read(image_list[start : start + _BATCH_SIZE])[0])
+                pixels = self.read(image_list[start : start + _BATCH_SIZE])[0]
+                objective.prepare(pixels)
+                logits = objective.outputs(pixels)
                 predictions += self._predictions(logits, top)
         return predictions
 
@@ -250,10 +275,43 @@ class Classifier(Explainable):
             "multi_label": self.multi_label,
             "output": self.output,
             "preprocessing": self.preprocess.to_json(),
+            **({"answer": answer} if (answer := self._unusual_answer()) else {}),
         }
 
+    def __repr__(self) -> str:
+        """Say in a line what was taken: classes, probabilities, and the pixels that photos become."""
+        names, form = self._class_labels.names, self._class_labels.form
+        classes = "classes unknown before it has run"
+        if names is not None:
+            classes = f"{len(names)} classes ({', '.join(names[:2])}{', …' if len(names) > 2 else ''})"
+        independent = self.multi_label or self._class_labels.independent
+        facts = [classes, f"{'sigmoid (multi-label)' if independent else 'softmax'} of {self._describe_logits()}"]
+        if form is not None:
+            facts += [*(["every image alone"] * form.mixes_images), *(["answers by chance"] * form.random)]
+        how = "ImageNet's preprocessing (assumed)" if self._assumed else type(self.preprocess).__name__
+        if isinstance(self.preprocess, Preprocessing) and not self._assumed:
+            mean, std = ([round(value, 3) for value in each] for each in (self.preprocess.mean, self.preprocess.std))
+            how = f"{self.preprocess.interpolation}, mean {mean}, std {std}"
+        return f"Classifier({self.name!r}: {'; '.join(facts)}; pixels {self.size[0]}x{self.size[1]}, {how})"
+
+    def _describe_logits(self) -> str:
+        form, where = self._class_labels.form, "" if self.output is None else f" at output={self.output!r}"
+        if form is None or form.kind == "logits":
+            return f"the logits{where}"
+        return f"the {'logits before' if form.seen else 'logarithms of'} the network's own {form.kind}{where}"
+
+    def _unusual_answer(self) -> dict[str, Any]:
+        """Describe what the network answers with, if that is something else than logits of each image alone."""
+        form = self._class_labels.form
+        if form is None or form == AnswerForm():
+            return {}
+        origin = "its output" if form.kind == "logits" else "before" if form.seen else "logarithms"
+        return {"form": form.kind, "logits": origin, "image_by_image": form.mixes_images, "random": form.random}
+
     def _predictions(self, logits: Tensor, top: int) -> Iterator[list[Prediction]]:
-        probabilities = (logits.sigmoid() if self.multi_label else logits.softmax(1)).cpu()
+        probabilities = (
+            logits.sigmoid() if self.multi_label or self._class_labels.independent else logits.softmax(1)
+        ).cpu()
         labels = self.labels
         for order, row in zip(logits.cpu().argsort(dim=1, descending=True, stable=True), probabilities, strict=True):
             yield [Prediction(labels[i], float(row[i]), i) for i in order[:top].tolist()]
@@ -284,6 +342,27 @@ def _load_by_name(
         f"There is no classifier {source!r}.{near} A source must be {_source_kinds()} or a torch.nn.Module; the weights"
         " of your own network go into checkpoint=."
     )
+
+
+def _metadata_inside(network: nn.Module) -> tuple[Preprocess | None, list[str]]:
+    """Find the preprocessing and likely labels of the first network of timm or transformers inside a network."""
+    for module in network.modules():
+        metadata = timm_metadata(module) or module_metadata(module)
+        if metadata is not None:
+            return metadata
+    return None, []
+
+
+def _check_towers(network: nn.Module) -> None:
+    """Raise GradlightError for a network that compares images with texts, whose output is no classes."""
+    takes_text = {"text", "input_ids"} & inspect.signature(network.forward).parameters.keys()
+    for image, text in (("get_image_features", "get_text_features"), ("encode_image", "encode_text")):
+        if takes_text and callable(getattr(network, image, None)) and callable(getattr(network, text, None)):
+            raise GradlightError(
+                f"{type(network).__name__} compares images with texts and has no classes by itself. Give a module whose"
+                f" forward takes the pixels alone, calls {image} with them, and returns one score for each text: the"
+                f" normalised features times those of {text}, computed before."
+            )
 
 
 def _source_kinds() -> str:

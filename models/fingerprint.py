@@ -285,6 +285,6 @@ def _describe_labels(labels: ClassLabels) -> str:
         return "labels made up"
     kept = _label_texts.get(labels)
     if kept is None or kept[0] != names:
-        generated = all(name == f"class_{index}" for index, name in enumerate(names))
+        generated = names == labels.likely or all(name == f"class_{index}" for index, name in enumerate(names))
         kept = _label_texts[labels] = ([*names], f"labels {'made up' if generated else _hash_text(repr(names))}")
     return kept[1]

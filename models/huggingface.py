@@ -34,6 +34,7 @@ __all__ = [
     "is_hub_source",
     "is_multi_label",
     "library",
+    "module_metadata",
     "of_transformers",
     "own_preprocess",
     "preprocess_of",
@@ -100,6 +101,26 @@ def classifier_from_module(network: nn.Module, labels: list[str] | None) -> Load
         return None
     preprocessing = preprocess_of(network) or IMAGENET
     return LoadedNetwork(network, labels or _labels(network.config), preprocessing, SOURCE, library().__version__)
+
+
+def module_metadata(module: nn.Module) -> tuple[Preprocess, list[str]] | None:
+    """Find the preprocessing and labels of a network of transformers that is a part of another network.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        Its preprocessing, and its labels where they are names; None for other modules, and where nothing is known.
+    """
+    config = getattr(module, "config", None) if of_transformers(module) else None
+    takes_pixels = getattr(module, "main_input_name", "") == "pixel_values"
+    if config is None or not (takes_pixels or hasattr(config, "vision_config")):
+        return None
+    preprocessing = preprocess_of(module)
+    if preprocessing is None:
+        return None
+    labels = _labels(config) if takes_pixels and getattr(config, "id2label", None) else []
+    return preprocessing, [] if any(label.startswith("LABEL_") for label in labels) else labels
 
 
 def is_multi_label(network: nn.Module) -> bool:

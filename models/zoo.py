@@ -28,6 +28,7 @@ __all__ = [
     "hub_weights",
     "names",
     "sources",
+    "timm_metadata",
     "timm_network",
     "timm_preprocessing",
     "torchvision_network",
@@ -250,6 +251,30 @@ def timm_preprocessing(config: Mapping[str, Any]) -> Preprocessing:
         std=tuple(config["std"]),
         fill=tuple(round(255 * level) for level in mean) if border else (0, 0, 0),
     )
+
+
+def timm_metadata(module: nn.Module) -> tuple[Preprocessing, list[str]] | None:
+    """Read what a network of timm that was given as a module says of itself.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        The preprocessing of its pretrained_cfg, at the size that it was built for, and the labels that the weights of
+        this configuration have; None for a module without one.
+    """
+    config = vars(module).get("pretrained_cfg") or vars(module).get("default_cfg")
+    if not isinstance(config, Mapping) or not {"mean", "std", "input_size"} <= config.keys():
+        return None
+    import timm
+    from timm.data.config import resolve_data_config
+
+    data_config = resolve_data_config(pretrained_cfg=dict(config))  # type: ignore[no-untyped-call]
+    side = getattr(getattr(module, "patch_embed", None), "img_size", None)
+    if isinstance(side, tuple) and len(side) == 2:
+        data_config["input_size"] = (data_config["input_size"][0], *side)
+    fields = {name: config[name] for name in ("num_classes", "label_names") if name in config}
+    return timm_preprocessing(data_config), _timm_labels(timm.models.PretrainedCfg(**fields))
 
 
 def torchvision_preprocessing(preset: Any) -> Preprocessing:

@@ -38,7 +38,8 @@ def test_batches_shrink_until_they_fit_and_stay_small(message: str) -> None:
         "Memory does not suffice for 8 images at once",
         "Memory does not suffice for 4 images at once",
     ]
-    assert [count for count in network.seen if count > 1] == [8, 4, 2, 2, 2, 2, 2]
+    # The first batch of two is noise, of which the network's answer is learnt.
+    assert [count for count in network.seen if count > 1] == [2, 8, 4, 2, 2, 2, 2, 2]
     network.holds = 100
     whole = gl.explain(gl.classifier(network), PIXELS, layers="conv")
     wanted = whole["selective_normgrad", "conv"]
