@@ -10,13 +10,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import GradlightError, nearest
-from .base import Explainable, ImageLike, Photo, as_list
+from .base import Explainable, ImageLike, Photo, as_list, intact
 from .checkpoints import PathLike, load_checkpoint
 from .class_objective import ClassLabels, ClassObjective, Output, parse
 from .huggingface import classifier_from_module, classifier_from_name, is_hub_source, is_multi_label, own_preprocess
 from .images import read_images, read_pixels
 from .preprocessing import IMAGENET, Preprocess
-from .preserve import Device, check_explainable, preserved, to_device, unwrapped
+from .preserve import Device, check_explainable, exclusive, preserved, to_device, unwrapped
 from .registry import SOURCES, LoadedNetwork
 from .zoo import LIBRARIES, sources
 
@@ -157,7 +157,7 @@ class Classifier(Explainable):
     def labels(self) -> list[str]:
         """The names of the classes; the network is run once if their number is unknown."""
         if self._class_labels.names is None:
-            with preserved(self.network), torch.no_grad():
+            with exclusive(self.network), intact(self.network), preserved(self.network), torch.no_grad():
                 self.objective(None).outputs(self.cast(torch.zeros(1, 3, *self.size)))
         return list(self._class_labels.names or [])
 
@@ -228,7 +228,7 @@ class Classifier(Explainable):
         image_list = as_list(images)
         predictions: list[list[Prediction]] = []
         objective = self.objective(None)
-        with preserved(self.network), torch.no_grad():
+        with exclusive(self.network), intact(self.network), preserved(self.network), torch.no_grad():
             for start in range(0, max(len(image_list), 1), _BATCH_SIZE):
                 logits = objective.outputs(self.read(image_list[start : start + _BATCH_SIZE])[0])
                 predictions += self._predictions(logits, top)

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import GradlightError
+from .preserve import exclusive
 
 __all__ = ["Objective", "Target", "Targets", "pad_targets"]
 
@@ -178,8 +179,9 @@ class Objective(nn.Module):
         Raises:
             GradlightError: If the images have different numbers of targets.
         """
-        outputs = self.outputs(pixels)
-        return self.scores(outputs, _check_even(self.choose(outputs)))
+        with exclusive(self.network):
+            outputs = self.outputs(pixels)
+            return self.scores(outputs, _check_even(self.choose(outputs)))
 
     def loss(self, pixels: Tensor) -> Tensor:
         """Compute the training loss of the targets, averaged where an image has several.
@@ -193,8 +195,9 @@ class Objective(nn.Module):
         Raises:
             GradlightError: If the images have different numbers of targets.
         """
-        outputs = self.outputs(pixels)
-        return self.losses(outputs, _check_even(self.choose(outputs))).mean(1)
+        with exclusive(self.network):
+            outputs = self.outputs(pixels)
+            return self.losses(outputs, _check_even(self.choose(outputs))).mean(1)
 
 
 def _check_even(targets: Targets) -> Targets:
