@@ -22,8 +22,9 @@ import torch
 from tqdm.auto import tqdm
 
 from ..errors import GradlightError, GradlightWarning
-from ..models.base import Explainable, Photo, as_list, check_model
+from ..models.base import Explainable, Photo, as_list, check_model, intact
 from ..models.objective import Objective, Target
+from ..models.preserve import exclusive
 from .batch import BatchMaps, BatchRunner, MapLayers, Runner
 from .maps import MapLayer, Origin, SaliencyMaps
 from .meta import Meta
@@ -54,7 +55,8 @@ def explain(
 ) -> SaliencyMaps:
     """Explain a model's output for images: one map per image, target, method and layer (paper, algorithm 1).
 
-    An image's maps never depend on its neighbours in the batch, and the network is left bit for bit as it was.
+    An image's maps never depend on its neighbours in the batch, and the network is left bit for bit as it was. Calls
+    from several threads on one network take turns.
 
     Args:
         model: What `gradlight.classifier` or `gradlight.captioner` returns.
@@ -95,35 +97,37 @@ def explain(
     if total == 0:
         raise GradlightError("There is no image to explain: the list is empty.")
 
-    # Resolve the targets.
-    objective = model.word_objective(target) if words else model.objective(target)
-    _check_target_count(objective, total)
+    # Other calls on this network wait, so that no target, checksum or layer is found in the middle of a meta step.
+    with exclusive(model.network), intact(model.network):
+        # Resolve the targets.
+        objective = model.word_objective(target) if words else model.objective(target)
+        _check_target_count(objective, total)
 
-    step = _checked_batch_size(batch_size)
-    batch_runner = BatchRunner(model, chosen_methods, layers, meta, Precision(precision))
-    runner: Runner = batch_runner
-    if cache is not None and cache is not False:
-        from .cache import with_cache
+        step = _checked_batch_size(batch_size)
+        batch_runner = BatchRunner(model, chosen_methods, layers, meta, Precision(precision))
+        runner: Runner = batch_runner
+        if cache is not None and cache is not False:
+            from .cache import with_cache
 
-        runner = with_cache(batch_runner, cache)
+            runner = with_cache(batch_runner, cache)
 
-    batches: list[BatchMaps] = []
-    photos: list[Photo] = []
-    sizes: list[tuple[int, int]] = []
-    with tqdm(total=total, unit="image", disable=not progress) as bar:
-        for start in range(0, total, step):
-            # Preprocess.
-            batch = runner.read(image_list[start : start + step])
-            sizes.append(batch.size)
-            _check_sizes(sizes)
-            # Record, run backward, make every method's maps.
-            batches.append(runner.run(objective.rows(start, start + len(batch), total), batch))
-            photos.extend(batch.photos)
-            bar.update(len(batch))
+        batches: list[BatchMaps] = []
+        photos: list[Photo] = []
+        sizes: list[tuple[int, int]] = []
+        with tqdm(total=total, unit="image", disable=not progress) as bar:
+            for start in range(0, total, step):
+                # Preprocess.
+                batch = runner.read(image_list[start : start + step])
+                sizes.append(batch.size)
+                _check_sizes(sizes)
+                # Record, run backward, make every method's maps.
+                batches.append(runner.run(objective.rows(start, start + len(batch), total), batch))
+                photos.extend(batch.photos)
+                bar.update(len(batch))
 
-    # Assemble.
-    origin = describe_origin(model, objective, meta, runner.weights_sha256(), precision)
-    return assemble(runner.map_layers(sizes[0]), batches, photos, sizes[0], origin)
+        # Assemble.
+        origin = describe_origin(model, objective, meta, runner.weights_sha256(), precision)
+        return assemble(runner.map_layers(sizes[0]), batches, photos, sizes[0], origin)
 
 
 def describe_origin(

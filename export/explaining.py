@@ -18,9 +18,10 @@ from ..explainers.explain import assemble, describe_origin
 from ..explainers.maps import MapLayer, Origin, SaliencyMaps
 from ..explainers.methods import methods_of
 from ..explainers.precision import Precision
-from ..models.base import Explainable, Photo
+from ..models.base import Explainable, Photo, intact
 from ..models.objective import Objective
 from ..models.preprocessing import Preprocess
+from ..models.preserve import exclusive
 from .loading import LoadedPhoto
 from .plan import ExportSettings
 
@@ -55,8 +56,9 @@ class BatchExplainer:
         failures = [(image.item.path, image.reason) for image in batch if image.pixels is None]
         groups: list[StoredMaps] = []
         readable = [image for image in batch if image.pixels is not None]
-        for _, group in groupby(readable, key=lambda image: image.pixels.shape if image.pixels is not None else None):
-            groups += self._explain_group(list(group), failures)
+        with exclusive(self.model.network), intact(self.model.network):
+            for _, group in groupby(readable, key=lambda each: each.pixels.shape if each.pixels is not None else None):
+                groups += self._explain_group(list(group), failures)
         return dataclasses.replace(concatenate([self.empty(), *groups]), failures=failures)
 
     def empty(self) -> StoredMaps:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -13,6 +18,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils import _python_dispatch
 
 from ..data import images as pictures
 from ..errors import GradlightError
@@ -20,10 +26,11 @@ from .fingerprint import weights_sha256
 from .layers.discovery import Discovery, Layer, discover
 from .objective import Objective
 from .preprocessing import Preprocess
+from .preserve import exclusive, plain_runs, this_thread
 from .registry import SOURCES
 from .view import View
 
-__all__ = ["Explainable", "ImageLike", "Layer", "Photo", "View", "as_list", "check_model"]
+__all__ = ["Explainable", "ImageLike", "Layer", "Photo", "View", "as_list", "check_model", "intact"]
 
 ImageLike = str | Path | Image.Image | npt.NDArray[Any]
 """One image as a caller gives it: a path or name, a Pillow image, or an HWC uint8 array."""
@@ -218,8 +225,10 @@ class Explainable(ABC):
         by_size: dict[tuple[int, int], Discovery] = self.__dict__.setdefault("_discovered", {})
         size = size or self.size
         if size not in by_size:
-            noise = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
-            by_size[size] = discover(self.trunk, self.cast(noise), self._scored_outputs)
+            with exclusive(self.network), intact(self.network):
+                if size not in by_size:
+                    noise = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+                    by_size[size] = discover(self.trunk, self.cast(noise), self._scored_outputs)
         return by_size[size]
 
     def weights_sha256(self) -> str:
@@ -231,7 +240,8 @@ class Explainable(ABC):
         Returns:
             The SHA-256 as 64 hexadecimal digits.
         """
-        return weights_sha256(self.network)
+        with exclusive(self.network):
+            return weights_sha256(self.network)
 
 
 def check_model(model: Any) -> None:
@@ -290,3 +300,117 @@ def as_list(images: Any) -> list[ImageLike] | Tensor:
         shapes = ", ".join(sorted({str(list(image.shape)) for image in image_list}))
         raise GradlightError(f"Tensors of different shapes, {shapes}, form no batch. Explain them one by one.")
     return torch.stack(image_list)
+
+
+# --- an interrupted clean-up
+
+_HOOKS = [name for name in vars(nn.Module()) if "hooks" in name and isinstance(vars(nn.Module())[name], dict)]
+_AUTOCAST_DEVICES = ("cpu", "cuda")
+
+
+class intact:  # noqa: N801  # a context manager, as `suppress`
+    """Finish a clean-up that Ctrl-C interrupts: every error leaves the network and torch's state as they were.
+
+    The clean-ups inside do the work. This is for the moment when an interrupt falls into one of them.
+
+    Args:
+        network: The network.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._modules = [
+            (
+                vars(module),
+                module.training,
+                [(hooks, dict(hooks)) for name in _HOOKS if (hooks := vars(module).get(name)) is not None],
+            )
+            for module in network.modules()
+        ]
+        self._parameters = [
+            (p, p.requires_grad, p.data if type(p) is nn.Parameter else None) for p in network.parameters()
+        ]
+
+    def __enter__(self) -> None:
+        mine = this_thread
+        self._outer, mine.watched = mine.watched, True
+        self._lengths = len(mine.restorations), len(mine.plain_runs)
+        self._handled = sys.exc_info()[1]
+        self._modes = torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()
+        self._gradients, self._threads = torch.is_grad_enabled(), torch.get_num_threads()
+        self._random = torch.default_generator.get_state()
+        self._autocast = [(torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in _AUTOCAST_DEVICES]
+        self._nesting = _autocast_nesting()
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        restorations = this_thread.restorations
+        chain = list(_chain(error, self._handled))
+        if chain:
+            for each in reversed(chain):
+                _finish_clean_ups(each.__traceback__)
+            self._restore_modes()
+            self._restore_torch()
+            for restore in reversed(restorations[self._lengths[0] :]):
+                restore()
+            self._restore_network()
+        self._restore_modes()
+        del restorations[self._lengths[0] :]
+        this_thread.watched = self._outer
+        for each in chain[1:]:
+            if isinstance(each, KeyboardInterrupt):  # and what it interrupted has raised another error
+                raise each
+
+    def _restore_network(self) -> None:
+        for attributes, training, hooks in self._modules:
+            attributes["training"] = training
+            for current, former in hooks:
+                if list(current) != list(former):
+                    current.clear()
+                    current.update(former)
+        for parameter, requires_grad, data in self._parameters:
+            if data is not None and not parameter.is_set_to(data):
+                parameter.data = data
+            if parameter.requires_grad != requires_grad:
+                parameter.requires_grad_(requires_grad)
+
+    def _restore_modes(self) -> None:
+        while torch._C._len_torch_function_stack() > self._modes[0]:
+            torch.overrides._pop_mode()
+        while torch._C._len_torch_dispatch_stack() > self._modes[1]:
+            _python_dispatch._pop_mode()
+
+    def _restore_torch(self) -> None:
+        for run in this_thread.plain_runs[self._lengths[1] :]:
+            plain_runs.end(run)
+        while _autocast_nesting() > self._nesting:
+            torch.autocast_decrement_nesting()
+        for device, (enabled, dtype) in zip(_AUTOCAST_DEVICES, self._autocast, strict=True):
+            torch.set_autocast_enabled(device, enabled)
+            torch.set_autocast_dtype(device, dtype)
+        torch.set_grad_enabled(self._gradients)
+        if torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)
+        torch.default_generator.set_state(self._random)
+
+
+def _autocast_nesting() -> int:
+    torch.autocast_increment_nesting()
+    return torch.autocast_decrement_nesting()
+
+
+def _chain(error: BaseException | None, last: BaseException | None) -> Iterator[BaseException]:
+    """List an error, the one in whose handling it was raised, and so on, up to one that was there before."""
+    while error is not None and error is not last:
+        yield error
+        error = error.__context__
+
+
+def _finish_clean_ups(trace: TracebackType | None) -> None:
+    """Close the contexts that an error left on entering or leaving them, the inner ones first."""
+    for frame, _ in reversed(list(traceback.walk_tb(trace))):
+        if frame.f_code.co_filename == contextlib.__file__:
+            for context in list(frame.f_locals.values()):
+                with suppress(Exception):
+                    if isinstance(context, contextlib._GeneratorContextManager):
+                        context.gen.close()
+                    elif isinstance(context, ExitStack):
+                        context.close()

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import GradlightError, nearest
-from .base import Explainable, ImageLike, Photo, as_list
+from .base import Explainable, ImageLike, Photo, as_list, intact
 from .checkpoints import PathLike, load_checkpoint
 from .class_objective import ClassLabels, ClassObjective, Output, find_logits, parse
 from .huggingface import (
@@ -25,7 +25,7 @@ from .huggingface import (
 from .images import read_images, read_pixels
 from .objective import AnswerForm
 from .preprocessing import IMAGENET, Preprocess, Preprocessing
-from .preserve import Device, check_explainable, preserved, to_device, unwrapped
+from .preserve import Device, check_explainable, exclusive, preserved, to_device, unwrapped
 from .registry import SOURCES, LoadedNetwork
 from .zoo import LIBRARIES, sources, timm_metadata
 
@@ -178,7 +178,7 @@ class Classifier(Explainable):
     def labels(self) -> list[str]:
         """The names of the classes; the network is run once if their number is unknown."""
         if self._class_labels.names is None:
-            with preserved(self.network), torch.no_grad():
+            with exclusive(self.network), intact(self.network), preserved(self.network), torch.no_grad():
                 objective, pixels = self.objective(None), self.cast(torch.zeros(1, 3, *self.size))
                 objective.prepare(pixels)
                 objective.outputs(pixels)
@@ -251,7 +251,7 @@ class Classifier(Explainable):
         image_list = as_list(images)
         predictions: list[list[Prediction]] = []
         objective = self.objective(None)
-        with preserved(self.network), torch.no_grad():
+        with exclusive(self.network), intact(self.network), preserved(self.network), torch.no_grad():
             for start in range(0, max(len(image_list), 1), _BATCH_SIZE):
                 pixels = self.read(image_list[start : start + _BATCH_SIZE])[0]
                 objective.prepare(pixels)

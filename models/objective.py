@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 from ..errors import GradlightError, GradlightWarning
-from .preserve import preserved
+from .preserve import exclusive, preserved
 
 __all__ = ["AnswerForm", "Objective", "Target", "Targets", "examine_answer", "pad_targets"]
 
@@ -195,10 +195,11 @@ class Objective(nn.Module):
         Raises:
             GradlightError: If the images have different numbers of targets.
         """
-        if not _followed():
-            self.prepare(pixels)
-        outputs = self.outputs(pixels)
-        return self.scores(outputs, _check_even(self.choose(outputs)))
+        with exclusive(self.network):
+            if not _followed():
+                self.prepare(pixels)
+            outputs = self.outputs(pixels)
+            return self.scores(outputs, _check_even(self.choose(outputs)))
 
     def loss(self, pixels: Tensor) -> Tensor:
         """Compute the training loss of the targets, averaged where an image has several.
@@ -212,10 +213,11 @@ class Objective(nn.Module):
         Raises:
             GradlightError: If the images have different numbers of targets.
         """
-        if not _followed():
-            self.prepare(pixels)
-        outputs = self.outputs(pixels)
-        return self.losses(outputs, _check_even(self.choose(outputs))).mean(1)
+        with exclusive(self.network):
+            if not _followed():
+                self.prepare(pixels)
+            outputs = self.outputs(pixels)
+            return self.losses(outputs, _check_even(self.choose(outputs))).mean(1)
 
 
 def _followed() -> bool:

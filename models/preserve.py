@@ -1,17 +1,21 @@
 """Explain a network and leave it as it was: eval mode and frozen weights, undone bit for bit, also after an error.
 
-Here too is what differs between networks in practice: wrappers around a network, compilation and checkpointing that
-would hide its layers, networks that cannot be explained, a batch norm that misreads gradients, and devices.
+Calls at the same time on one network take turns (`exclusive`). Here too is what differs between networks in practice:
+wrappers around a network, compilation and checkpointing that would hide its layers, networks that cannot be explained,
+a batch norm that misreads gradients, and devices.
 """
 
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.utils.checkpoint
@@ -27,7 +31,10 @@ __all__ = [
     "as_written",
     "check_explainable",
     "contiguous_norm_gradients",
+    "exclusive",
+    "plain_runs",
     "preserved",
+    "this_thread",
     "to_device",
     "trainable",
     "unwrapped",
@@ -47,7 +54,7 @@ def preserved(network: nn.Module) -> Iterator[None]:
     Restored are every module's training flag, every parameter's requires_grad, the identity and values of every
     buffer and of every tensor that is a module's attribute. `torch.no_grad()` or `inference_mode()` around the call
     make no difference, nor do compilation and checkpointing (`as_written`), nor how gradients lie in memory
-    (`contiguous_norm_gradients`). Hooks are for those to remove who register them.
+    (`contiguous_norm_gradients`). Hooks are for those to remove who register them. Other threads wait (`exclusive`).
 
     Args:
         network: The network.
@@ -74,7 +81,8 @@ def preserved(network: nn.Module) -> Iterator[None]:
             "The network's weights were made under torch.inference_mode(), and no gradient passes through such"
             " tensors. Build or load the network outside inference_mode."
         )
-    with ExitStack() as undo:
+    count = len(this_thread.restorations)
+    with exclusive(network), ExitStack() as undo:
         undo.enter_context(torch.inference_mode(False))
         undo.enter_context(torch.enable_grad())
         undo.enter_context(as_written())
@@ -89,6 +97,7 @@ def preserved(network: nn.Module) -> Iterator[None]:
                 undo.callback(parameter.requires_grad_, True)
                 parameter.requires_grad_(False)
         yield
+    del this_thread.restorations[count:]  # all of it is done; after an error it is done once more
 
 
 @contextmanager
@@ -122,8 +131,11 @@ def _restore_tensors(modules: Sequence[nn.Module], undo: ExitStack) -> None:
     attributes = [(vars(module), _tensors(vars(module))) for module in modules]
     tensors = [tensor for _, held in [*buffers, *attributes] for tensor in held.values() if tensor is not None]
     values = [(tensor, tensor._version, tensor.detach().clone()) for tensor in tensors if not tensor.is_inference()]
+    identities = partial(_restore_identities, buffers, attributes)
     undo.callback(_restore_values, values)
-    undo.callback(_restore_identities, buffers, attributes)
+    undo.callback(identities)
+    if this_thread.watched:
+        this_thread.restorations += [partial(_restore_values, values, by_version=False), identities]
 
 
 def _tensors(held: dict[str, Any]) -> dict[str, Tensor | None]:
@@ -138,15 +150,82 @@ def _restore_identities(buffers: _TensorDicts, attributes: _TensorDicts) -> None
         held.update(former)
 
 
-def _restore_values(values: list[tuple[Tensor, int, Tensor]]) -> None:
+def _restore_values(values: list[tuple[Tensor, int, Tensor]], by_version: bool = True) -> None:
+    """Restore values; after an error by all means, for that may come between a tensor's change and its version's."""
     with torch.no_grad():
         for tensor, version, value in values:
-            if tensor._version != version:
+            if not by_version or tensor._version != version:
                 # An observer of quantization resizes its buffers.
                 tensor.resize_(value.shape).copy_(value)
 
 
-# --- compilation and checkpointing ---
+# --- calls at the same time
+
+
+class _NetworkLocks:
+    """Give every network its lock. Networks that share a module share the lock, or take each other's too."""
+
+    def __init__(self) -> None:
+        self._lock_of: WeakKeyDictionary[nn.Module, tuple[int, Any]] = WeakKeyDictionary()
+        self._guard, self._count = threading.Lock(), 0
+
+    def of(self, network: nn.Module) -> list[Any]:
+        """List the locks of a network's modules, always in the same order; new modules get the first of them."""
+        modules = list(network.modules())
+        with self._guard:
+            known = {lock[0]: lock for module in modules if (lock := self._lock_of.get(module)) is not None}
+            if not known:
+                self._count += 1
+            first = known[min(known)] if known else (self._count, threading.RLock())
+            for module in modules:
+                self._lock_of.setdefault(module, first)
+        return [known[number][1] for number in sorted(known)] or [first[1]]
+
+
+_network_locks = _NetworkLocks()
+if hasattr(os, "register_at_fork"):
+    # A thread that held a lock does not exist in the child.
+    os.register_at_fork(after_in_child=_network_locks.__init__)  # type: ignore[misc]
+
+
+def exclusive(network: nn.Module) -> AbstractContextManager[Any]:
+    """Let no other thread work on a network meanwhile; networks that share no module with it run in parallel.
+
+    Hooks, flags and a meta step belong to a whole network, so calls on one network take turns. A call inside of another
+    one of the same thread goes through.
+
+    Args:
+        network: The network.
+
+    Returns:
+        The context. It is the lock itself wherever possible: no Ctrl-C can come between that and a `with`.
+    """
+    first, *others = _network_locks.of(network)
+    return _all_of([first, *others]) if others else first  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _all_of(locks: Sequence[Any]) -> Iterator[None]:
+    with locks[0], _all_of(locks[1:]) if locks[1:] else nullcontext():
+        yield
+
+
+# --- what a clean-up of this thread has to do, for the case that it is interrupted
+
+
+class _OfThisThread(threading.local):
+    """What `preserved` must restore, and how many uncompiled runs there are, in this thread."""
+
+    def __init__(self) -> None:
+        self.watched = False
+        self.restorations: list[Callable[[], None]] = []
+        self.plain_runs: list[object] = []
+
+
+this_thread = _OfThisThread()
+
+
+# --- compilation and checkpointing
 
 
 @contextmanager
@@ -159,13 +238,14 @@ def as_written() -> Iterator[None]:
     Yields:
         Nothing.
     """
-    with ExitStack() as undo:
-        if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
-            undo.enter_context(torch.compiler.set_stance("force_eager"))
-        undo.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
-        torch.set_autocast_cache_enabled(False)
-        undo.enter_context(_checkpointing.disabled())
+    run = object()
+    try:
+        this_thread.plain_runs.append(run)
+        plain_runs.begin(run)
         yield
+    finally:
+        plain_runs.end(run)
+        this_thread.plain_runs.remove(run)
 
 
 class _PlainCheckpointFunction:
@@ -176,34 +256,45 @@ class _PlainCheckpointFunction:
         return run(*args)
 
 
-class _CheckpointingSwitch:
-    """Replace the two entry points in torch.utils.checkpoint, one for each of its modes, while anybody needs it."""
+class _PlainRuns:
+    """What `as_written` sets for all threads at once: from the first run that begins until the last that ends.
+
+    Checkpointing has two entry points in torch.utils.checkpoint, one for each of its modes.
+    """
 
     def __init__(self) -> None:
         self.replacements = {
             "CheckpointFunction": _PlainCheckpointFunction,
             "_checkpoint_hook": lambda *args, **options: nullcontext(),
         }
-        self.lock, self.users, self.originals = threading.Lock(), 0, dict[str, Any]()
+        self.lock, self.runs, self.originals = threading.RLock(), set[object](), dict[str, Any]()
+        self.stance: Any = None
+        self.caches_casts = True
 
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
+    def begin(self, run: object) -> None:
         namespace = vars(torch.utils.checkpoint)
         with self.lock:
-            self.users += 1
-            if self.users == 1:
+            if not self.runs:
                 self.originals = {name: namespace[name] for name in self.replacements if name in namespace}
-                namespace.update({name: self.replacements[name] for name in self.originals})
-        try:
-            yield
-        finally:
-            with self.lock:
-                self.users -= 1
-                if self.users == 0:
-                    namespace.update(self.originals)
+                self.caches_casts = torch.is_autocast_cache_enabled()
+            self.runs.add(run)
+            namespace.update({name: self.replacements[name] for name in self.originals})
+            torch.set_autocast_cache_enabled(False)
+            if self.stance is None and "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+                self.stance = torch.compiler.set_stance("force_eager")
+
+    def end(self, run: object) -> None:
+        with self.lock:
+            if run in self.runs and len(self.runs) == 1:
+                vars(torch.utils.checkpoint).update(self.originals)
+                torch.set_autocast_cache_enabled(self.caches_casts)
+                if self.stance is not None:
+                    self.stance.__exit__(None, None, None)
+                    self.stance = None
+            self.runs.discard(run)
 
 
-_checkpointing = _CheckpointingSwitch()
+plain_runs = _PlainRuns()
 
 
 # --- strides of gradients ---

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -18,6 +17,7 @@ from ..models.captioner.captioner import Captioner
 from ..models.captioner.targets import Caption, CaptionTarget, Phrase
 from ..models.classifiers import Classifier
 from ..models.objective import Target
+from ..models.preserve import exclusive
 from .map_sources import Choice, MapSource, bracketed, choices_of, class_keys, select_target
 from .payload import MapKey
 from .worker import CancelToken, make_cancellable, without_refused
@@ -26,9 +26,6 @@ __all__ = ["INITIAL_METHODS", "CaptionerSource", "ClassifierSource", "LiveSource
 
 INITIAL_METHODS = ("selective_normgrad", "normgrad", "linear_approx", "grad_cam", "gradient")
 """The methods that a viewer of a model computes at once, unless others are named."""
-
-# Recording puts hooks on the network, so two viewers of one network must take turns.
-_EXPLAIN_LOCK = threading.Lock()
 
 
 class LiveSource(MapSource):
@@ -123,8 +120,8 @@ class LiveSource(MapSource):
     def _explain(self, target: Any, methods: Sequence[str], step: MapKey, token: CancelToken) -> SaliencyMaps:
         meta = None if step.meta == "off" else Meta(step.lr, step.meta)
         cancellable, refusals = make_cancellable([self._methods[name] for name in methods], len(self.layers), token)
-        with _EXPLAIN_LOCK:
-            token.step(0.0)
+        with exclusive(self.model.network):
+            token.step(0.0)  # work that was cancelled while it waited ends here
             maps = explain(self.model, self.images, target, methods=cancellable, layers=self.layers, meta=meta)
         return without_refused(maps, refusals)
 
@@ -154,8 +151,7 @@ class ClassifierSource(LiveSource):
         self._labels = model.labels
         self._keys = class_keys(self._labels)
         self._indices = {key: index for index, key in enumerate(self._keys)}
-        with _EXPLAIN_LOCK:
-            self._ranking = model.predict(self.images, top=len(self._keys))[0]
+        self._ranking = model.predict(self.images, top=len(self._keys))[0]
         self._probabilities = {prediction.index: prediction.probability for prediction in self._ranking}
         self.prompt = f"Search {len(self._keys)} classes"
         for prediction in self._ranking[:5]:

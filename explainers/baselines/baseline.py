@@ -6,6 +6,7 @@ Shared are the objective as a function of pixels, the optional import of Captum,
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -104,9 +105,13 @@ def import_captum(baseline: str) -> Any:
         raise GradlightError(f'{baseline} needs Captum: pip install "gradlight[baselines]".') from error
 
 
+_one_at_a_time = threading.RLock()
+"""All threads draw from the same generators, whatever network they work on."""
+
+
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the generators that a library draws from, and restore their state afterwards.
+    """Seed the generators that a library draws from, and restore their state afterwards; one thread at a time.
 
     Example:
         >>> import torch
@@ -117,7 +122,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         True
     """
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with _one_at_a_time, torch.random.fork_rng(devices=devices):
         # Not torch.manual_seed, which would seed the generators of every other device too.
         torch.default_generator.manual_seed(seed)
         for cuda_device in devices:

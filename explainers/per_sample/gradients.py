@@ -102,9 +102,13 @@ def _collect_with_layouts(
             return previous.layouts, collect_gradients(objective, pixels, targets, previous.layouts)
         except NotCoveredError:
             pass
-    results[kind] = _ProbeResult(parameters, None)
+    results.pop(kind, None)
     targets = choose_targets(objective, pixels) if targets is None else targets
-    layouts = probe_layouts(objective, pixels, targets)
-    collected = collect_gradients(objective, pixels, targets, layouts)
+    try:
+        layouts = probe_layouts(objective, pixels, targets)
+        collected = collect_gradients(objective, pixels, targets, layouts)
+    except NotCoveredError:  # not Ctrl-C, which says nothing about the network
+        results[kind] = _ProbeResult(parameters, None)
+        raise
     results[kind] = _ProbeResult(parameters, layouts)
     return layouts, collected

@@ -64,6 +64,8 @@ def probe_layouts(objective: Objective, pixels: Tensor, targets: Targets) -> Bat
     except NotCoveredError:
         raise
     except Exception as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise  # torch's modes raise another error where Ctrl-C interrupts them
         raise NotCoveredError(f"{type(error).__name__}: {error}") from error
 
 

@@ -11,13 +11,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...errors import GradlightError
-from ..base import Explainable, ImageLike, Photo, as_list
+from ..base import Explainable, ImageLike, Photo, as_list, intact
 from ..checkpoints import PathLike
 from ..huggingface import is_hub_source
 from ..images import read_images, read_pixels
 from ..measured_preprocessing import MeasuredPreprocessing
 from ..preprocessing import OriginalSize, Preprocess
-from ..preserve import Device, preserved, to_device
+from ..preserve import Device, exclusive, preserved, to_device
 from ..registry import SOURCES
 from .checkpoints import Checkpoint, find_encoder, read_checkpoint
 from .decoder import PADDING, step_log_probs
@@ -169,7 +169,7 @@ class Captioner(Explainable):
         """
         options = DecodingOptions(beam_size, max_length, suppress_unk, length_penalty)
         captions: list[Caption] = []
-        with preserved(self.network), torch.no_grad():
+        with exclusive(self.network), intact(self.network), preserved(self.network), torch.no_grad():
             for pixels in self._batches(as_list(images)):
                 features = self.network.features(pixels)
                 captions += self._captions(features, options.decode(self.network.decoder, features))
