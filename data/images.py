@@ -13,7 +13,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from ..errors import GradlightError
 from ..files import PathLike, format_path, open_regular
 
-__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "find", "load", "sha256", "upright"]
+__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "find", "load", "load_stream", "sha256", "upright"]
 
 MAX_PIXELS = 100_000_000
 _LIMIT = f"{MAX_PIXELS // 1_000_000} megapixels"
@@ -88,20 +88,44 @@ def load(path: PathLike) -> Image.Image:
         ('RGB', (32, 24), (255, 255, 255), {'orientation': 1})
     """
     with open_regular(path) as stream:
-        try:
-            return _decode(stream)
-        except UnidentifiedImageError as error:
-            cause: Exception = error
-            reason = _explain_unidentified(stream)
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            cause, reason = error, f"too many pixels ({error}): make it smaller first, the limit is {_LIMIT}"
-        except _UnusableError as error:
-            cause, reason = error, str(error)
-        # Broken bytes make Pillow's readers fail in any way: SyntaxError, struct.error, IndexError, zlib.error …
-        except Exception as error:
-            detail = str(error) or type(error).__name__
-            cause, reason = error, f"damaged or truncated, cannot be decoded ({detail}): get a whole copy of it"
-    raise GradlightError(f"{format_path(path)}: {reason}.") from cause
+        return load_stream(stream, format_path(path))
+
+
+def load_stream(stream: BinaryIO, name: str) -> Image.Image:
+    """Read an image from an open file or from bytes in memory, as `load` does.
+
+    Args:
+        stream: A binary stream that can be sought, as io.BytesIO.
+        name: What messages call it.
+
+    Returns:
+        The RGB image, as of `load`.
+
+    Raises:
+        GradlightError: The content is not a complete image of at most MAX_PIXELS.
+
+    Example:
+        >>> import io
+        >>> stream = io.BytesIO()
+        >>> Image.new("L", (4, 2)).save(stream, "PNG")
+        >>> load_stream(stream, "memory").size
+        (4, 2)
+    """
+    stream.seek(0)
+    try:
+        return _decode(stream)
+    except UnidentifiedImageError as error:
+        cause: Exception = error
+        reason = _explain_unidentified(stream)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        cause, reason = error, f"too many pixels ({error}): make it smaller first, the limit is {_LIMIT}"
+    except _UnusableError as error:
+        cause, reason = error, str(error)
+    # Broken bytes make Pillow's readers fail in any way: SyntaxError, struct.error, IndexError, zlib.error …
+    except Exception as error:
+        detail = str(error) or type(error).__name__
+        cause, reason = error, f"damaged or truncated, cannot be decoded ({detail}): get a whole copy of it"
+    raise GradlightError(f"{name}: {reason}.") from cause
 
 
 def upright(image: Image.Image) -> Image.Image:

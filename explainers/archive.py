@@ -26,19 +26,22 @@ __all__ = ["load", "save", "to_stored"]
 # --- Writing
 
 
-def save(maps: SaliencyMaps, path: str | Path, failures: Iterable[tuple[str, str]] = ()) -> None:
+def save(
+    maps: SaliencyMaps, path: str | Path, failures: Iterable[tuple[str, str]] = (), *, overwrite: bool = False
+) -> None:
     """Write maps to an HDF5 file, as float32, in one atomic replacement; an older file of gradlight's is replaced.
 
     Args:
         maps: The maps.
         path: The file.
         failures: (path, reason) of images that could not be explained, stored beside the maps.
+        overwrite: Whether to replace an existing file that is not one of gradlight's; those are always replaced.
 
     Raises:
         GradlightError: For maps that are not finite, and for a path that cannot be written or holds another program's
             file.
     """
-    write(path, replace(to_stored(maps), failures=list(failures)))
+    write(path, replace(to_stored(maps), failures=list(failures)), overwrite=overwrite)
 
 
 def to_stored(maps: SaliencyMaps) -> StoredMaps:

@@ -18,7 +18,7 @@ from ..models.objective import Objective, Targets
 from ..models.preserve import preserved
 from .capture import Tap, TapOf, record
 from .layer_selection import choose_layers
-from .meta import Meta, meta_step
+from .meta import Meta, check_steppable, meta_step
 from .methods import AnyMethod
 from .per_sample import NotCoveredError, per_sample_meta_step
 from .precision import Precision
@@ -137,8 +137,11 @@ class BatchRunner:
 
     def map_layers(self, size: tuple[int, int]) -> MapLayers:
         """List every (method, layer) that has maps, for pixels of a size (height, width)."""
-        layers = choose_layers(self.model, self.layers, size)
-        return {(method.name, layer.name): layer for method in self.methods for layer in method.places(layers)}
+        return {
+            (method.name, layer.name): layer
+            for method in self.methods
+            for layer in method.places(choose_layers(self.model, self.layers, size, method))
+        }
 
     def weights_sha256(self) -> str:
         """Hash the weights of the model."""
@@ -157,7 +160,7 @@ class BatchRunner:
         Raises:
             GradlightError: Memory does not suffice for one image alone, or a method is not defined at a layer.
         """
-        layers, pairs = choose_layers(self.model, self.layers, batch.size), self.map_layers(batch.size)
+        pairs = self.map_layers(batch.size)
         pixels, count = self.precision.lay_out(batch.pixels, objective.trunk), len(batch)
         with preserved(self.model.network):
             while True:
@@ -173,23 +176,24 @@ class BatchRunner:
                             if not self._tap_methods:
                                 result = BatchMaps({}, _chosen(rows, images))
                             elif self.meta is None:
-                                result = self._from_taps(rows, images, layers)
+                                result = self._from_taps(rows, images, pairs)
                             else:
-                                result = self._at_stepped_weights(rows, images, layers, self.meta)
-                            maps = {**result.maps, **self._from_own_passes(rows, images, layers, result.targets)}
+                                result = self._at_stepped_weights(rows, images, pairs, self.meta)
+                            maps = {**result.maps, **self._from_own_passes(rows, images, pairs, result.targets)}
                         results.append(BatchMaps({pair: maps[pair] for pair in pairs}, result.targets))
                     return _concatenated(results)
                 except (MemoryError, RuntimeError) as error:
-                    self._max_images[batch.size] = _halved(step, error, len(layers))
+                    self._max_images[batch.size] = _halved(step, error, len(_layers_of(pairs)))
 
     # --- methods that read taps: one forward pass, and one backward pass per target, for all of them
 
     def _from_taps(
-        self, objective: Objective, pixels: Tensor, layers: Sequence[Layer], targets: Targets | None = None
+        self, objective: Objective, pixels: Tensor, pairs: MapLayers, targets: Targets | None = None
     ) -> BatchMaps:
         """Record one forward pass; in the backward pass of each target, every method reads the tap of every layer."""
-        recording = record(objective, pixels, layers, targets)
-        maps = {(name, layer.name): list[Tensor]() for name in self._tap_methods for layer in layers}
+        tapped = {pair: layer for pair, layer in pairs.items() if pair[0] in self._tap_methods}
+        recording = record(objective, pixels, _layers_of(tapped), targets)
+        maps = {pair: list[Tensor]() for pair in tapped}
         for target in range(recording.scores.shape[1]):
             recording.backward(target, partial(self._receive, maps))
         return BatchMaps({pair: _in_rows(each, recording.targets) for pair, each in maps.items()}, recording.targets)
@@ -197,31 +201,31 @@ class BatchRunner:
     def _receive(self, maps: dict[tuple[str, str], list[Tensor]], tap_of: TapOf, gradient: Tensor) -> None:
         """Make every method's map of a layer, some images at a time where the batch exceeds the processor's cache."""
         tap = tap_of(gradient)
-        made: dict[str, list[Tensor]] = {name: [] for name in self._tap_methods}
+        methods = {name: each for name, each in self._tap_methods.items() if (name, tap.layer.name) in maps}
+        made: dict[str, list[Tensor]] = {name: [] for name in methods}
         # Neither the caller's autocast nor our own applies to statistics.
         with torch.autocast(gradient.device.type, enabled=False):
             for chunk in _cache_sized_parts(tap):
                 with few_threads(chunk.gradient):
-                    for name, method in self._tap_methods.items():
+                    for name, method in methods.items():
                         made[name].append(method(chunk))
         for name, rows in made.items():
             maps[name, tap.layer.name].append(rows[0] if len(rows) == 1 else torch.cat(rows))
 
     # --- the same at θ' (paper, section 4.4)
 
-    def _at_stepped_weights(
-        self, objective: Objective, pixels: Tensor, layers: Sequence[Layer], meta: Meta
-    ) -> BatchMaps:
+    def _at_stepped_weights(self, objective: Objective, pixels: Tensor, pairs: MapLayers, meta: Meta) -> BatchMaps:
         """Make the maps at θ', whose step is taken for each image and target alone, with the target chosen at θ.
 
         First for the first target of every image, together, then for the second of those that have one …
         """
-        maps, targets = self._at_first_steps(objective, pixels, layers, None, meta)
+        check_steppable(objective.network)
+        maps, targets = self._at_first_steps(objective, pixels, pairs, None, meta)
         rows = {pair: [[row] for row in values] for pair, values in maps.items()}
         for number in range(1, max(len(row) for row in targets)):
             images = [image for image, row in enumerate(targets) if len(row) > number]
             single = [[targets[image][number]] for image in images]
-            more, _ = self._at_first_steps(objective, pixels[images], layers, single, meta)
+            more, _ = self._at_first_steps(objective, pixels[images], pairs, single, meta)
             for pair, values in more.items():
                 for image, row in zip(images, values, strict=True):
                     rows[pair][image].append(row)
@@ -230,12 +234,12 @@ class BatchRunner:
         )
 
     def _at_first_steps(
-        self, objective: Objective, pixels: Tensor, layers: Sequence[Layer], targets: Targets | None, meta: Meta
+        self, objective: Objective, pixels: Tensor, pairs: MapLayers, targets: Targets | None, meta: Meta
     ) -> tuple[_Maps, Targets]:
         """Explain the first target of every image at its θ'; one by one where the network has no per-sample form."""
         try:
             with per_sample_meta_step(objective, pixels, targets, meta) as fixed:
-                return self._from_taps(objective, pixels, layers, [row[:1] for row in fixed]).maps, fixed
+                return self._from_taps(objective, pixels, pairs, [row[:1] for row in fixed]).maps, fixed
         # A layer that is run again by itself, for its own weight, cannot have each image's; what else is refused is
         # refused again.
         except (NotCoveredError, GradlightError):
@@ -243,24 +247,28 @@ class BatchRunner:
             results = []
             for image, row in zip(pixels.split(1), fixed, strict=True):
                 with meta_step(objective, image, row[0], meta):
-                    results.append(self._from_taps(objective, image, layers, [row[:1]]))
+                    results.append(self._from_taps(objective, image, pairs, [row[:1]]))
             return _concatenated(results).maps, fixed
 
     # --- methods that run passes of their own
 
-    def _from_own_passes(
-        self, objective: Objective, pixels: Tensor, layers: Sequence[Layer], targets: Targets
-    ) -> _Maps:
+    def _from_own_passes(self, objective: Objective, pixels: Tensor, pairs: MapLayers, targets: Targets) -> _Maps:
         """Make the maps of the baselines, for one image, target and layer at a time."""
         maps: dict[tuple[str, str], list[Tensor]] = {}
         for image, row in zip(pixels.split(1), targets, strict=True) if self._own_passes else ():
             for target in row:
                 with nullcontext() if self.meta is None else meta_step(objective, image, target, self.meta):
                     for method in self._own_passes:
-                        for layer in method.places(layers):
-                            made = method.attribute(objective, image, target, layer)
-                            maps.setdefault((method.name, layer.name), []).append(made)
+                        for pair, layer in pairs.items():
+                            if pair[0] == method.name:
+                                made = method.attribute(objective, image, target, layer)
+                                maps.setdefault(pair, []).append(made)
         return {pair: torch.cat(rows) for pair, rows in maps.items()}
+
+
+def _layers_of(pairs: MapLayers) -> list[Layer]:
+    """List the layers of maps, shallowest first, each once."""
+    return sorted({layer.name: layer for layer in pairs.values()}.values(), key=lambda layer: layer.depth)
 
 
 def _chosen(objective: Objective, pixels: Tensor) -> Targets:
@@ -273,8 +281,8 @@ def _in_rows(maps: Sequence[Tensor], targets: Targets) -> Tensor:
     """Put the maps [B,h,w] of the first targets, of the second …, in the order of the images' own targets [M,h,w]."""
     if len(maps) == 1:
         return maps[0]
-    counts = torch.tensor([len(row) for row in targets])
-    return torch.stack(list(maps), 1)[torch.arange(len(maps)) < counts.unsqueeze(1)]
+    counts = torch.tensor([len(row) for row in targets], device="cpu")
+    return torch.stack(list(maps), 1)[torch.arange(len(maps), device="cpu") < counts.unsqueeze(1)]
 
 
 def _concatenated(results: Sequence[BatchMaps]) -> BatchMaps:

@@ -19,14 +19,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import GradlightError
 from ..models.base import Layer
-from ..models.objective import Objective, Targets, pad_targets
+from ..models.layers.recorder import first_tensor
+from ..models.objective import Objective, Targets, needs_gradient, pad_targets
 from .contributions import Dense, Product
 from .layer_selection import LayerName
 
@@ -254,6 +255,10 @@ _overwritten: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 """What each network overwrites in place, as far as it was seen: the forward pass is repeated only the first time."""
 
 
+_differentiable_throughout: WeakSet[nn.Module] = WeakSet()
+"""The networks with a hook of the user's that needs a gradient before the first tap: the graph starts at the pixels."""
+
+
 def record(objective: Objective, pixels: Tensor, layers: Sequence[Layer], targets: Targets | None = None) -> Recording:
     """Run the network once with a hook at each layer, inside `preserved`.
 
@@ -274,7 +279,13 @@ def record(objective: Objective, pixels: Tensor, layers: Sequence[Layer], target
     """
     clone = _overwritten.setdefault(objective.network, set())
     while True:
-        result, outputs = _run(objective, pixels, layers, clone)
+        try:
+            result, outputs = _run(objective, pixels, layers, clone)
+        except RuntimeError as error:
+            if objective.network in _differentiable_throughout or not needs_gradient(error):
+                raise
+            _differentiable_throughout.add(objective.network)
+            continue
         overwritten = set().union(*(output.overwritten() for output in outputs.values()))
         if not overwritten:
             break
@@ -325,9 +336,13 @@ def _run(
             clone_input = any(_source_of(layer.name) in clone for layer in runs.values())
             before = partial(_note_input, inputs=inputs, clone=clone_input)
             after = partial(_note_output, outputs=outputs, inputs=inputs, runs=runs, clone=clone, count=Counter[str]())
-            undo.callback(module.register_forward_pre_hook(before).remove)
+            undo.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
             undo.callback(module.register_forward_hook(after).remove)
-        result = objective.outputs(_tap_pixels(pixels, layers, outputs))
+        copied = _tap_pixels(pixels, layers, outputs)
+        if objective.network in _differentiable_throughout and not copied.requires_grad:
+            # A copy again: the network's first operation may be in place.
+            copied = copied.requires_grad_().clone()
+        result = objective.outputs(copied)
     silent = [layer.name for layer in layers if layer.name not in outputs]
     if silent:
         raise GradlightError(
@@ -363,9 +378,11 @@ _ModuleInput = tuple[Tensor | None, int]
 """A module's first input, and its version counter before the module ran."""
 
 
-def _note_input(module: nn.Module, args: tuple[Any, ...], *, inputs: list[_ModuleInput], clone: bool) -> None:
+def _note_input(
+    module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any], *, inputs: list[_ModuleInput], clone: bool
+) -> None:
     """Note the first input of a module, before the module itself can overwrite it."""
-    source = args[0] if args and isinstance(args[0], Tensor) else None
+    source = first_tensor(module, args, keywords)
     if source is not None and clone:
         source = source.detach().clone()
     inputs.append((source, 0 if source is None else source._version))

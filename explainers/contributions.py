@@ -327,7 +327,7 @@ def scratch_like(tensor: Tensor) -> Tensor:
     blocks: dict[torch.dtype, Tensor] = _scratch.__dict__.setdefault("blocks", {})
     block = blocks.get(tensor.dtype)
     if block is None or block.numel() < tensor.numel():
-        block = blocks[tensor.dtype] = torch.empty(tensor.numel(), dtype=tensor.dtype)
+        block = blocks[tensor.dtype] = torch.empty(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
     return block[: tensor.numel()].as_strided(tensor.shape, tensor.stride())
 
 

@@ -66,7 +66,8 @@ def explain(
             a text is that caption's log-probability, and `caption.words` gives one map per word. None: the top class,
             or the generated caption.
         methods: Published names ("normgrad"), cells of the grid ("conv3x3+norm"), `Method`, or a list of them.
-        layers: "stages", "all", "input", names, globs ("layer3.*"), or a list of them.
+        layers: "stages", "all", "input", names, globs ("layer3.*"), or a list of them. Of each stage, a method has the
+            layer at which it is defined: normgrad_real the last one with a weight, cam the one that is averaged.
         words: One map for each word of a captioner's target.
         meta: The paper's inner step (section 4.4), taken first, for each image and target alone.
         batch_size: Images per pass, 8 by default; fewer, with a warning, where memory is short.

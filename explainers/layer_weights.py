@@ -179,10 +179,10 @@ def _check_enough(features: Tensor, labels: Tensor) -> None:
 
 def _assign_folds(labels: Tensor, seed: int) -> Tensor:
     """Give each of N images a fold 0, 1, 2 …, with each single class spread evenly."""
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(labels), generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
     if labels.ndim == 1:
         order = order[labels[order].argsort(stable=True)]
-    return torch.empty_like(order).scatter_(0, order, torch.arange(len(labels)) % _FOLDS)
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(labels), device="cpu") % _FOLDS)
 
 
 def _standardised(features: Tensor, subset: Tensor) -> Tensor:

@@ -206,8 +206,8 @@ class SaliencyMaps(Dataset[Sample]):
         return {
             "path": self.images[image].path,
             "labels": [target.label for target in targets],
-            "index": torch.tensor([target.index for target in targets]),
-            "score": torch.tensor([target.score for target in targets]),
+            "index": torch.tensor([target.index for target in targets], device="cpu"),
+            "score": torch.tensor([target.score for target in targets], device="cpu"),
             "maps": {"/".join(key): self.rows(*key, image=image) for key in self.pairs},
         }
 
@@ -412,11 +412,12 @@ class SaliencyMaps(Dataset[Sample]):
 
     # --- Files
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the maps to an HDF5 file in one atomic replacement; `gradlight.load` reads it.
 
         Args:
             path: The file.
+            overwrite: Whether to replace also a file that is not one of gradlight's.
 
         Raises:
             GradlightError: For maps that are not finite, and for a path that cannot be written or holds another
@@ -429,7 +430,7 @@ class SaliencyMaps(Dataset[Sample]):
         """
         from .archive import save
 
-        save(self, path)
+        save(self, path, overwrite=overwrite)
 
     def close(self) -> None:
         """Close the file that the maps are read from, if there is one; a `with` block does so at its end.

@@ -15,7 +15,7 @@ from ..errors import GradlightError, nearest
 from ..models.objective import Objective, Target
 from ..models.preserve import trainable
 
-__all__ = ["Meta", "meta_step"]
+__all__ = ["Meta", "check_steppable", "meta_step"]
 
 _SIGNS = {"descent": -1.0, "ascent": 1.0}
 
@@ -64,6 +64,23 @@ class Meta:
         return asdict(self)
 
 
+def check_steppable(network: nn.Module) -> None:
+    """Check that a network's weights can be stepped: they must not be distributed over processes.
+
+    Args:
+        network: The network.
+
+    Raises:
+        GradlightError: If a weight is a sharded tensor (FSDP2, tensor parallel).
+    """
+    sharded = next((name for name, weight in network.named_parameters() if hasattr(weight, "full_tensor")), None)
+    if sharded is not None:
+        raise GradlightError(
+            f"meta= needs whole weights, and {sharded!r} is distributed over processes (FSDP2 or tensor parallel)."
+            " Explain without meta=, or load the full state dict into a network that is not sharded."
+        )
+
+
 @contextmanager
 def meta_step(objective: Objective, pixels: Tensor, target: Target, meta: Meta) -> Iterator[None]:
     """Hold the network at θ' for one image and one fixed target, then restore every weight bit for bit.
@@ -77,6 +94,7 @@ def meta_step(objective: Objective, pixels: Tensor, target: Target, meta: Meta) 
         meta: Length and direction of the step.
     """
     network = objective.network
+    check_steppable(network)
     with trainable(network) as parameters:
         loss = objective.losses(objective.outputs(pixels.detach().clone()), [[target]]).sum()
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import GradlightError, nearest
 from ..models.base import Layer
@@ -16,6 +16,7 @@ from .baselines import BASELINES
 from .capture import Tap, record
 from .contributions import Contribution, Dense
 from .extraction import EXTRACTS, averaged_scaling, class_weights
+from .layer_selection import own_weight_layers
 
 __all__ = ["METHODS", "AnyMethod", "Method", "MethodLike", "method", "methods_of"]
 
@@ -92,6 +93,26 @@ class Method:
     def places(self, layers: Sequence[Layer]) -> Sequence[Layer]:
         """Return the layers at which maps are made: all that are asked for."""
         return layers
+
+    def at_stages(self, trunk: nn.Module, layers: Sequence[Layer], stages: Sequence[Layer]) -> Sequence[Layer]:
+        """Return the layers at which the method is defined, for layers="stages".
+
+        Args:
+            trunk: The part of the network whose modules the layers are.
+            layers: All layers of the network.
+            stages: The stages among them.
+
+        Returns:
+            For "real" and "real_bias" the last layer of each stage with such a weight of its own; for "cam" the layer
+            that the network averages over space; for all others the stages.
+        """
+        if self.extract in ("real", "real_bias"):
+            parameter = "weight" if self.extract == "real" else "bias"
+            return own_weight_layers(trunk, layers, stages, parameter)
+        if self.extract is class_weights:
+            pooled = [layer for layer in stages if layer.pooled] or [layer for layer in layers if layer.pooled]
+            return pooled[-1:] or stages
+        return stages
 
     def attribute(self, objective: Objective, pixels: Tensor, target: Target, layer: Layer) -> Tensor:
         """Make the map [1,h,w] of one image [1,3,H,W] and one fixed target at a layer, inside `preserved`."""

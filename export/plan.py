@@ -168,9 +168,10 @@ def shard_size(model: Explainable, settings: ExportSettings, images: int | None)
         if images < 1:
             raise GradlightError(f"A shard must have at least 1 image, not {images}.")
         return math.ceil(images / step) * step
-    grids = [layer.size for layer in choose_layers(model, list(settings.layers), model.size)]
-    grids += [model.size] if settings.combine else []
-    locations = sum(math.prod(settings.size or grid) for grid in grids)
+    chosen = [choose_layers(model, list(settings.layers), model.size, each) for each in methods_of(settings.methods)]
+    grids = {layer.name: layer.size for layers in chosen for layer in layers}.values()
+    grid_list = [*grids, *([model.size] if settings.combine else [])]
+    locations = sum(math.prod(settings.size or grid) for grid in grid_list)
     image_bytes = 4 * locations * len(settings.methods) * _targets_per_image(settings)
     return max(1, min(IMAGES_PER_SHARD, _MAX_SHARD_BYTES // image_bytes) // step) * step
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +32,9 @@ from .view import View
 
 __all__ = ["Explainable", "ImageLike", "Layer", "Photo", "View", "as_list", "check_model", "intact"]
 
-ImageLike = str | Path | Image.Image | npt.NDArray[Any]
-"""One image as a caller gives it: a path or name, a Pillow image, or an HWC uint8 array."""
+ImageLike = str | bytes | os.PathLike[Any] | BinaryIO | Image.Image | npt.NDArray[Any] | Mapping[str, Any]
+"""One image as a caller gives it: a path or name, a Pillow image, an HWC uint8 array, a binary stream or its bytes, or
+a row of a data set with such a value under "image" or "path"."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,7 @@ class Explainable(ABC):
         if size not in by_size:
             with exclusive(self.network), intact(self.network):
                 if size not in by_size:
-                    noise = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+                    noise = torch.randn(1, 3, *size, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
                     by_size[size] = discover(self.trunk, self.cast(noise), self._scored_outputs)
         return by_size[size]
 
@@ -284,7 +285,9 @@ def as_list(images: Any) -> list[ImageLike] | Tensor:
     """
     if isinstance(images, Tensor):
         return images.unsqueeze(0) if images.ndim == 3 else images
-    if isinstance(images, (str, Path, Image.Image)):
+    if isinstance(images, Mapping) and isinstance(images.get("pixel_values"), Tensor):
+        return as_list(images["pixel_values"])
+    if isinstance(images, (str, bytes, bytearray, os.PathLike, Image.Image, Mapping)) or hasattr(images, "read"):
         return [images]
     if isinstance(images, np.ndarray):
         return list(images) if images.ndim == 4 else [images]

@@ -387,6 +387,9 @@ def raw_bytes(tensor: Tensor) -> Any:
     Returns:
         A buffer, as hashlib takes it.
     """
+    # A tensor that is distributed over processes (FSDP2) is gathered first.
+    gather = getattr(tensor, "full_tensor", None)
+    tensor = tensor if gather is None else gather().clone()
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import os
+import pathlib
 import pickle
 import re
 import warnings
@@ -10,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..errors import GradlightError, nearest
+from ..errors import GradlightError, GradlightWarning, nearest
 from ..files import format_path, open_regular
 
 __all__ = ["PathLike", "load_checkpoint", "open_checkpoint", "read_state"]
@@ -22,7 +26,8 @@ __all__ = ["PathLike", "load_checkpoint", "open_checkpoint", "read_state"]
 PathLike = str | os.PathLike[str]
 
 _STATE_KEYS = ("state_dict", "model", "model_state_dict", "state_dict_ema")
-_PREFIXES = ("module.", "_orig_mod.", "model.")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
+_OF_TRAINING = ("criterion.", "loss.", "loss_fn.", "metrics.")
 _MAX_LISTED = 8
 _GET_COMPLETE = "Get a whole copy of it"
 
@@ -48,12 +53,19 @@ def load_checkpoint(network: nn.Module, path: PathLike, *, ignore: Sequence[str]
         [[1.0, 1.0]]
     """
     own = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
-    state = _without_prefixes(read_state(path), own)
+    content = read_state(path)
+    state = _without_prefixes(content, own)
     state = {name: value for name, value in state.items() if name in own or not name.startswith(tuple(ignore))}
     # Batch normalisation did not count its batches before PyTorch 0.4.1, and nothing depends on the count.
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in state if name not in own]
     misshapen = [name for name in state if name in own and state[name].shape != own[name].shape]
+    unrelated = [] if missing or misshapen else _not_of_the_network(unexpected, content, own)
+    if unrelated and len(unrelated) == len(unexpected):
+        first = ", ".join(map(repr, unrelated[:_MAX_LISTED]))
+        text = f"{format_path(path)}: not loaded, because it is no part of the network: {first}."
+        warnings.warn(text, GradlightWarning, stacklevel=3)
+        state, unexpected = {name: value for name, value in state.items() if name in own}, []
     if missing or unexpected or misshapen:
         raise GradlightError(_format_mismatch(path, own, state, (missing, unexpected, misshapen)))
     network.load_state_dict(state, strict=False)
@@ -119,12 +131,25 @@ def open_checkpoint(path: PathLike) -> Any:
                 f"{format_path(path)}: a damaged or truncated safetensors file ({error}). {_GET_COMPLETE}."
             ) from error
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _plain_types():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     # Broken bytes make the unpickler fail in any way: KeyError, EOFError, OSError, struct.error …
     except Exception as error:
         raise GradlightError(_format_refusal(path, start, error)) from error
+
+
+def _plain_types() -> contextlib.AbstractContextManager[Any]:
+    """Let torch.load make, besides tensors, the plain records that training loops store: none of them runs anything."""
+    allow = getattr(torch.serialization, "safe_globals", None)  # torch 2.5 and later
+    if allow is None:
+        return contextlib.nullcontext()
+    # NumPy's own functions by which a scalar is stored; their module is named otherwise before NumPy 2.
+    scalar = np.float64(0).__reduce__()[0]
+    dtypes = {type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdFD"}
+    records = [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath]
+    manager: contextlib.AbstractContextManager[Any] = allow([scalar, np.dtype, *dtypes, *records])
+    return manager
 
 
 def _first_bytes(path: PathLike) -> bytes:
@@ -170,6 +195,17 @@ def _without_prefixes(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> di
             state = nested
         else:
             return state
+
+
+def _not_of_the_network(
+    unexpected: Sequence[str], content: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> list[str]:
+    """List the keys that lie beside a network in what was trained, as a loss with weights of its own.
+
+    Either they are named so, or they lack the prefix that every weight of the network has in the file.
+    """
+    prefixed = not any(name in content for name in own)
+    return [name for name in unexpected if name.startswith(_OF_TRAINING) or (prefixed and name in content)]
 
 
 def _format_mismatch(

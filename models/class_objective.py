@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import GradlightError, nearest
-from .objective import AnswerForm, Objective, Target, Targets, examine_answer
+from .objective import AnswerForm, Objective, Target, Targets, examine_answer, run
 
 __all__ = [
     "Class",
@@ -144,7 +144,7 @@ class ClassObjective(Objective):
         return self.labels.form.mixes_images
 
     def _answer(self, pixels: Tensor) -> Tensor:
-        return find_logits(self.network(pixels), self.output, len(pixels))
+        return find_logits(run(self.network, pixels), self.output, len(pixels))
 
     def choose(self, outputs: Tensor) -> list[list[Target]]:
         """Fix the classes of every image, with their present logits as scores; equal logits rank by index."""

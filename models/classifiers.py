@@ -95,7 +95,7 @@ def classifier(
         name = type(network).__name__
     else:
         # Weights made under the caller's inference_mode could never be differentiated.
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), torch.device("cpu"):
             loaded, name = _load_by_name(source, pretrained, checkpoint, class_names), source
         loaded.network.eval()
         record["pretrained"] = pretrained and checkpoint is None
@@ -179,7 +179,7 @@ class Classifier(Explainable):
         """The names of the classes; the network is run once if their number is unknown."""
         if self._class_labels.names is None:
             with exclusive(self.network), intact(self.network), preserved(self.network), torch.no_grad():
-                objective, pixels = self.objective(None), self.cast(torch.zeros(1, 3, *self.size))
+                objective, pixels = self.objective(None), self.cast(torch.zeros(1, 3, *self.size, device="cpu"))
                 objective.prepare(pixels)
                 objective.outputs(pixels)
         return list(self._class_labels.names or [])

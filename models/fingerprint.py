@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import operator
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -240,8 +240,10 @@ def _modules(network: nn.Module) -> list[nn.Module]:
     return modules
 
 
-def _weight_state(network: nn.Module, modules: Iterable[nn.Module]) -> _WeightState | None:
+def _weight_state(network: nn.Module, modules: Sequence[nn.Module]) -> _WeightState | None:
     """Give the kept checksum of the weights, computed again if they have changed; None if they cannot be probed."""
+    if any(hasattr(type(module), "unshard") for module in modules):
+        return None  # FSDP2 frees and resizes the memory of its weights, which a probe would keep
     slots: list[Tensor | None] = []
     for module in modules:
         slots += module._parameters.values()

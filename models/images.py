@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,8 +94,16 @@ def read_pixels(pixels: Tensor, preprocess: Preprocess) -> list[Photo]:
 
 def _open(image: Any) -> tuple[str, str, Image.Image]:
     """Give the path or name ("" for none), the checksum of the image or its file, and the image."""
-    if isinstance(image, (str, Path)):
-        path = os.fspath(image)
+    if isinstance(image, Mapping):
+        return _open(_value_of_row(image))
+    if isinstance(image, (bytes, bytearray)) and b"\0" in image:  # no path holds this byte, and every image file does
+        image = io.BytesIO(image)
+    if isinstance(image, bytes):
+        image = os.fsdecode(image)
+    if hasattr(image, "read") and hasattr(image, "seek"):
+        return _open_stream(image)
+    if isinstance(image, (str, os.PathLike)):
+        path = os.fsdecode(image)
         named = SOURCES.named_image(path)
         return _open_file(path) if named is None else _with_checksum(named.name, named.load())
     if isinstance(image, Image.Image):
@@ -104,10 +112,35 @@ def _open(image: Any) -> tuple[str, str, Image.Image]:
         return _with_checksum("", _from_array(image))
     if isinstance(image, Tensor):
         raise GradlightError("A list mixes tensors with other images. Give one tensor [B,3,H,W], or no tensor at all.")
+    hint = " Take the image out of each row: [row[0] for row in rows]." if isinstance(image, tuple) else ""
     raise GradlightError(
-        f"{type(image).__name__} is not an image: give a path, a Pillow image, an HWC uint8 array, or a tensor"
-        " [B,3,H,W]."
+        f"{type(image).__name__} is not an image: give a path, a Pillow image, an HWC uint8 array, a binary stream, or"
+        f" a tensor [B,3,H,W].{hint}"
     )
+
+
+def _value_of_row(row: Mapping[Any, Any]) -> Any:
+    """Give the image of a row of a data set, a dict such as {"image": …, "label": …}."""
+    for key in ("image", "img", "bytes", "path"):
+        if row.get(key) is not None:
+            return row[key]
+    raise GradlightError(
+        f"A row must hold its image under 'image', 'img', 'bytes' or 'path'; this one has the keys"
+        f" {', '.join(map(repr, row))}. Take the image out of it."
+    )
+
+
+def _open_stream(stream: Any) -> tuple[str, str, Image.Image]:
+    """Read an image from an open binary file; its position stays where it was."""
+    position = stream.tell()
+    try:
+        stream.seek(0)
+        content = stream.read()
+    finally:
+        stream.seek(position)
+    if not isinstance(content, bytes):
+        raise GradlightError("A stream of an image must be binary: open the file with open(path, 'rb').")
+    return _with_checksum("", pictures.load_stream(io.BytesIO(content), "an image in memory"))
 
 
 def _open_file(path: str) -> tuple[str, str, Image.Image]:

@@ -157,7 +157,7 @@ def _fit(levels: Tensor, length: int) -> tuple[float, float] | None:
     y, x = torch.nonzero(inside, as_tuple=True)
     if x.numel() < 4 or x.min() == x.max():
         return None
-    grid = torch.stack([torch.ones(x.numel(), dtype=torch.float64), x + 0.5, y - y.double().mean()], 1)
+    grid = torch.stack([torch.ones(x.numel(), dtype=torch.float64, device=x.device), x + 0.5, y - y.double().mean()], 1)
     line = torch.linalg.lstsq(grid, coordinates[inside].unsqueeze(1), driver="gelsd").solution[:, 0]
     error = (grid @ line - coordinates[inside]).square().mean().sqrt()
     tolerance = 0.5 + 0.01 * length

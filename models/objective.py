@@ -22,7 +22,16 @@ from torch.utils._device import DeviceContext
 from ..errors import GradlightError, GradlightWarning
 from .preserve import exclusive, preserved
 
-__all__ = ["AnswerForm", "Objective", "Target", "Targets", "examine_answer", "pad_targets"]
+__all__ = [
+    "AnswerForm",
+    "Objective",
+    "Target",
+    "Targets",
+    "examine_answer",
+    "needs_gradient",
+    "pad_targets",
+    "run",
+]
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,41 @@ def pad_targets(targets: Targets) -> Targets:
     """
     longest = max((len(row) for row in targets), default=0)
     return [[*row, *[row[-1]] * (longest - len(row))] for row in targets]
+
+
+def needs_gradient(error: RuntimeError) -> bool:
+    """Tell whether an error says that a tensor needs a gradient, as a hook's `retain_grad` does where there is none.
+
+    Example:
+        >>> import torch
+        >>> from gradlight.models.objective import needs_gradient
+        >>> try:
+        ...     torch.zeros(1).retain_grad()
+        ... except RuntimeError as error:
+        ...     needs_gradient(error)
+        True
+    """
+    text = str(error)
+    return any(phrase in text for phrase in ("requires_grad=False", "require gradient", "require grad "))
+
+
+def run(network: nn.Module, pixels: Tensor) -> Any:
+    """Run a network; once more with gradients where they are off and a hook of the network's needs them.
+
+    Args:
+        network: The network.
+        pixels: [B,3,H,W].
+
+    Returns:
+        What the network gives.
+    """
+    try:
+        return network(pixels)
+    except RuntimeError as error:
+        if torch.is_grad_enabled() or not needs_gradient(error):
+            raise
+    with torch.inference_mode(False), torch.enable_grad():
+        return network(pixels.clone().requires_grad_().clone())
 
 
 class Objective(nn.Module):

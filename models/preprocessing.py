@@ -92,7 +92,7 @@ class Preprocessing:
 
     def denormalise(self, pixels: Tensor) -> Image.Image:
         """Turn pixels [3,H,W] into a picture of their own size."""
-        mean, std = (torch.tensor(numbers).reshape(3, 1, 1) for numbers in (self.mean, self.std))
+        mean, std = (torch.tensor(numbers, device="cpu").reshape(3, 1, 1) for numbers in (self.mean, self.std))
         return picture_of(pixels.detach().float().cpu() * std + mean)
 
     def to_json(self) -> dict[str, Any]:

@@ -136,8 +136,10 @@ class View:
         """Give the photo coordinates of the pixels' first corner, and the photo's pixels per pixel, as (x, y)."""
         left, top, right, bottom = self.box
         rows, columns = self.size
-        corner = torch.tensor([left, top], dtype=torch.float64)
-        return corner, torch.tensor([(right - left) / columns, (bottom - top) / rows], dtype=torch.float64)
+        corner = torch.tensor([left, top], dtype=torch.float64, device="cpu")
+        return corner, torch.tensor(
+            [(right - left) / columns, (bottom - top) / rows], dtype=torch.float64, device="cpu"
+        )
 
 
 def _resample(maps: Tensor, length: int, start: float, stop: float, dim: int) -> Tensor:

@@ -55,8 +55,11 @@ class LiveSource(MapSource):
         self.title = model.name
         size = (pixels.shape[2], pixels.shape[3])
         initial = methods_of(INITIAL_METHODS if methods is None else methods)
-        selected_layers = choose_layers(model, layers, size)
-        layers_by_name = {layer.name: layer for method in initial for layer in method.places(selected_layers)}
+        layers_by_name = {
+            layer.name: layer
+            for method in initial
+            for layer in method.places(choose_layers(model, layers, size, method))
+        }
         self._layers = sorted(layers_by_name.values(), key=lambda layer: layer.depth)
         self.layers = [layer.name for layer in self._layers]
         self._initial_methods = [method.name for method in initial]

@@ -43,6 +43,7 @@ __all__ = [
     "find_path_danger",
     "is_integer",
     "is_maps_file",
+    "is_open_elsewhere",
     "list_filters",
     "map_datasets",
     "open_maps_file",
@@ -102,6 +103,15 @@ def is_integer(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+def is_open_elsewhere(error: Exception) -> bool:
+    """Tell whether the HDF5 library refused a file because it is locked, or open in another mode in this process."""
+    text = str(error)
+    return isinstance(error, OSError) and any(
+        phrase in text
+        for phrase in ("unable to lock file", "already open for", "is already open", "flag values don't match")
+    )
+
+
 @contextlib.contextmanager
 def damage_as_error(path: PathLike) -> Iterator[None]:
     """Convert the exceptions by which the HDF5 library reports damage to GradlightError."""
@@ -111,6 +121,11 @@ def damage_as_error(path: PathLike) -> Iterator[None]:
         raise
     # Damage is found anywhere in the HDF5 library: as OSError, RuntimeError, KeyError, ValueError …
     except Exception as error:
+        if is_open_elsewhere(error):
+            raise GradlightError(
+                f"{format_path(path)}: open for writing elsewhere, in another program or in this one. Close it there,"
+                " then read it again."
+            ) from error
         raise GradlightError(
             f"{format_path(path)}: damaged or truncated, or being written by another program ({error}). Get a whole"
             " copy."

@@ -15,7 +15,7 @@ import numpy as np
 
 from ...errors import GradlightError, nearest
 from ...files import PathLike, format_path, replace_file, seal
-from .safety import is_maps_file
+from .safety import is_maps_file, is_open_elsewhere
 from .schema import (
     COLUMN_DTYPES,
     FORMAT,
@@ -180,7 +180,12 @@ def _is_maps_path(path: Path) -> bool:
     try:
         with h5py.File(path, "r") as file:
             return is_maps_file(file)
-    except (OSError, RuntimeError, KeyError):
+    except (OSError, RuntimeError, KeyError) as error:
+        if is_open_elsewhere(error):
+            raise GradlightError(
+                f"{format_path(path)}: exists and is open for writing elsewhere, in another program or in this one."
+                " Close it there, or choose another name."
+            ) from error
         return False
 
 

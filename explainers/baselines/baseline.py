@@ -8,12 +8,12 @@ from __future__ import annotations
 import importlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...errors import GradlightError
 from ...models.base import Layer
@@ -25,6 +25,7 @@ __all__ = [
     "ScoreFunction",
     "at_layers",
     "at_pixels",
+    "default_device",
     "import_captum",
     "score_function",
     "score_without_graph",
@@ -60,6 +61,10 @@ class Baseline:
     places: Callable[[Sequence[Layer]], Sequence[Layer]]
     formula: str = ""
     reference: str = ""
+
+    def at_stages(self, trunk: nn.Module, layers: Sequence[Layer], stages: Sequence[Layer]) -> Sequence[Layer]:
+        """Return the layers for layers="stages": the pixels, which every network has, for a map of the pixels."""
+        return layers[:1] if self.places is at_pixels else stages
 
 
 def at_layers(layers: Sequence[Layer]) -> Sequence[Layer]:
@@ -107,6 +112,13 @@ def import_captum(baseline: str) -> Any:
 
 _one_at_a_time = threading.RLock()
 """All threads draw from the same generators, whatever network they work on."""
+
+
+@contextmanager
+def default_device(device: torch.device) -> Iterator[None]:
+    """Make a library that names no device create its tensors on this one, whatever the caller's default is."""
+    with nullcontext() if torch.empty(0).device == device else device:
+        yield
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...models.base import Layer
 from ...models.objective import Objective, Target
-from .baseline import import_captum, score_function, seeded
+from .baseline import default_device, import_captum, score_function, seeded
 
 __all__ = ["integrated_gradients", "lime", "occlusion", "smoothgrad"]
 
@@ -52,7 +52,7 @@ def smoothgrad(
     attr = import_captum("smoothgrad")
     method = attr.NoiseTunnel(attr.Saliency(score_function(objective, target)))
     deviation = noise * float(pixels.max() - pixels.min())
-    with seeded(seed, pixels.device):
+    with seeded(seed, pixels.device), default_device(pixels.device):
         attribution: Tensor = method.attribute(
             pixels.detach().clone().requires_grad_(),
             nt_type="smoothgrad",
@@ -97,13 +97,14 @@ def integrated_gradients(
         GradlightError: If Captum is not installed.
     """
     method = import_captum("integrated_gradients").IntegratedGradients(score_function(objective, target))
-    attribution: Tensor = method.attribute(
-        pixels.detach().clone().requires_grad_(),
-        baselines=reference,
-        n_steps=steps,
-        method=rule,
-        internal_batch_size=min(batch, steps),
-    )
+    with default_device(pixels.device):
+        attribution: Tensor = method.attribute(
+            pixels.detach().clone().requires_grad_(),
+            baselines=reference,
+            n_steps=steps,
+            method=rule,
+            internal_batch_size=min(batch, steps),
+        )
     return attribution.detach().sum(1)
 
 
@@ -146,7 +147,7 @@ def occlusion(
     side, step = (max(1, round(share * shorter)) for share in (window, stride))
     method = import_captum("occlusion").Occlusion(score_function(objective, target))
     channels = pixels.shape[1]
-    with torch.no_grad():
+    with default_device(pixels.device), torch.no_grad():
         attribution: Tensor = method.attribute(
             pixels.detach().clone(),
             sliding_window_shapes=(channels, side, side),
@@ -201,7 +202,7 @@ def lime(
         similarity_func=partial(_similarity, width=width),
     )
     cell_numbers = _grid(pixels, cells)
-    with seeded(seed, pixels.device), torch.no_grad():
+    with seeded(seed, pixels.device), default_device(pixels.device), torch.no_grad():
         attribution: Tensor = method.attribute(
             pixels.detach().clone(),
             baselines=fill,
@@ -223,7 +224,7 @@ def _grid(pixels: Tensor, cells: int) -> Tensor:
 def _similarity(original: Any, copy: Any, shown: Tensor, width: float, **others: Any) -> float:
     """Weigh a copy by the cells it shows, [1,cells] of 0 and 1: the kernel of its cosine distance from all cells."""
     share = float(shown.double().mean())  # the squared cosine between the copy's ones and all ones
-    return float(torch.tensor(-((1 - share**0.5) ** 2) / width**2).exp())
+    return float(torch.tensor(-((1 - share**0.5) ** 2) / width**2, device="cpu").exp())
 
 
 class _Ridge:
@@ -231,7 +232,7 @@ class _Ridge:
 
     def __init__(self, penalty: float) -> None:
         self.penalty = penalty
-        self.weights = torch.empty(0)
+        self.weights = torch.empty(0, device="cpu")
 
     def fit(self, train_data: Any, **others: Any) -> dict[str, float]:
         """Solve for the weights from the loader's batches: rows [N,F], values [N], weights of the samples [N]."""
@@ -240,7 +241,7 @@ class _Ridge:
         values = values.reshape(-1, 1)
         # Centred, which stands for the intercept.
         rows, values = (t - (sample_weights * t).sum(0) / sample_weights.sum() for t in (rows, values))
-        gram = rows.T @ (sample_weights * rows) + self.penalty * torch.eye(rows.shape[1]).to(rows)
+        gram = rows.T @ (sample_weights * rows) + self.penalty * torch.eye(rows.shape[1], device=rows.device).to(rows)
         self.weights = torch.linalg.solve(gram, rows.T @ (sample_weights * values)).T
         return {}
 

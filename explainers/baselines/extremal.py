@@ -103,7 +103,7 @@ class SmoothMask:
         side = min(size) / cells
         self.grid = (max(1, round(size[0] / side)), max(1, round(size[1] / side)))
         self.reach = max(1, math.ceil(1.5 * sigma))
-        offsets = torch.arange(-self.reach, self.reach + 1, dtype=torch.float64)
+        offsets = torch.arange(-self.reach, self.reach + 1, dtype=torch.float64, device="cpu")
         distance = torch.hypot(offsets.view(-1, 1), offsets)
         self.bump = torch.exp(-0.5 * (2 * distance / sigma - 1).clamp(min=0).square())
 
@@ -152,7 +152,7 @@ def blur_pyramid(pixels: Tensor, strongest: float, levels: int) -> Tensor:
 
 def perturbed(pyramid: Tensor, masks: Tensor) -> Tensor:
     """Blur an image pixel by pixel: where masks [A,1,H,W] are 1 not at all, where they are 0 most: [A,3,H,W]."""
-    level = torch.arange(len(pyramid)).to(pyramid).view(1, -1, 1, 1)
+    level = torch.arange(len(pyramid), device="cpu").to(pyramid).view(1, -1, 1, 1)
     shares = (1 - ((1 - masks) * (len(pyramid) - 1) - level).abs()).clamp(min=0)
     return torch.einsum("alhw,lchw->achw", shares, pyramid)
 
@@ -162,7 +162,7 @@ def blurred(pixels: Tensor, sigma: float) -> Tensor:
     if sigma <= 0:
         return pixels
     reach = math.ceil(3 * sigma)
-    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / sigma).square())
+    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64, device="cpu") / sigma).square())
     kernel = (kernel / kernel.sum()).to(pixels).view(1, 1, -1, 1)
     channels = F.pad(pixels.flatten(0, 1).unsqueeze(1), [reach] * 4, mode="replicate")
     return F.conv2d(F.conv2d(channels, kernel), kernel.mT).view_as(pixels)

@@ -81,7 +81,7 @@ def random_masks(
         >>> [tuple(mask.shape) for mask in random_masks(5, (28, 14), batch=4)]
         [(4, 1, 28, 14), (1, 1, 28, 14)]
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     cell_size = [math.ceil(side / cells) for side in size]
     enlarged_size = [(cells + 1) * side for side in cell_size]
     for start in range(0, masks, batch):
@@ -98,6 +98,6 @@ def random_masks(
 
 def _draw_grid(generator: torch.Generator, cells: int, keep: float, cell_size: list[int]) -> tuple[Tensor, int, int]:
     """Draw one grid [1,cells,cells] and its shift in pixels."""
-    grid = (torch.rand(1, cells, cells, generator=generator) < keep).float()
-    row, column = (int(torch.randint(side, (), generator=generator)) for side in cell_size)
+    grid = (torch.rand(1, cells, cells, generator=generator, device="cpu") < keep).float()
+    row, column = (int(torch.randint(side, (), generator=generator, device="cpu")) for side in cell_size)
     return grid, row, column

@@ -189,7 +189,7 @@ class Captioner(Explainable):
 
     def _captions(self, features: dict[str, Tensor], hypotheses: Sequence[Hypothesis]) -> Iterator[Caption]:
         """Make the captions of hypotheses, with the log-probabilities of their words under teacher forcing."""
-        token_rows = [torch.tensor(hypothesis.tokens, dtype=torch.long) for hypothesis in hypotheses]
+        token_rows = [torch.tensor(hypothesis.tokens, dtype=torch.long, device="cpu") for hypothesis in hypotheses]
         tokens = nn.utils.rnn.pad_sequence(token_rows, batch_first=True, padding_value=PADDING)
         tokens = tokens.to(features["fc"].device)
         log_probs = self.network.decoder.log_probs(features, tokens)
@@ -216,7 +216,7 @@ class Captioner(Explainable):
     def _check_width(self) -> None:
         """Raise GradlightError if the decoder cannot read the encoder's features."""
         with preserved(self.network), torch.no_grad():
-            features = self.network.features(self.cast(torch.zeros(1, 3, _PROBE_SIZE, _PROBE_SIZE)))
+            features = self.network.features(self.cast(torch.zeros(1, 3, _PROBE_SIZE, _PROBE_SIZE, device="cpu")))
             try:
                 self.network.decoder.start(features)
             except RuntimeError as error:

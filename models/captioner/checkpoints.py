@@ -407,7 +407,7 @@ def _rebuild(name: str, trunk: nn.Sequential) -> tuple[nn.Sequential, ResNetPlan
 
 def _agree(first: nn.Module, second: nn.Module, state: dict[str, Tensor]) -> bool:
     """Return whether two networks map noise to the same values with the same weights."""
-    noise = torch.rand(2, 3, _PROBE_SIZE, _PROBE_SIZE, generator=torch.Generator().manual_seed(0))
+    noise = torch.rand(2, 3, _PROBE_SIZE, _PROBE_SIZE, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
     maps = []
     for network in (first, second):
         network.load_state_dict(state)

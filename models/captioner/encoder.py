@@ -99,7 +99,8 @@ class FeaturePooling:
 
 def _location_boxes(rows: int, columns: int) -> Tensor:
     """Compute the boxes [rows·columns,5] of a grid's locations."""
-    top, left = torch.meshgrid(torch.arange(rows) / rows, torch.arange(columns) / columns, indexing="ij")
+    y, x = (torch.arange(side, device="cpu") / side for side in (rows, columns))
+    top, left = torch.meshgrid(y, x, indexing="ij")
     area = torch.full_like(top, 1 / (rows * columns))
     return torch.stack([left, top, left + 1 / columns, top + 1 / rows, area], 2).flatten(0, 1)
 

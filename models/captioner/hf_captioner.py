@@ -171,14 +171,14 @@ def word_log_probs(decoder: Decoder, features: Features, captions: Sequence[_Wor
         The log-probabilities [U,W+1]: of each word, of END behind the last one, and zero behind END.
     """
     device = features["fc"].device
-    subword_rows = [torch.tensor(flatten_tokens(caption), dtype=torch.long) for caption in captions]
+    subword_rows = [torch.tensor(flatten_tokens(caption), dtype=torch.long, device="cpu") for caption in captions]
     tokens = pad_sequence(subword_rows, batch_first=True, padding_value=PADDING).to(device)
     steps, _ = step_log_probs(decoder.log_probs(features, tokens), tokens, decoder.special_tokens.end)
     # The number of the word that each subword belongs to; END is the word behind the last one.
-    word_index = torch.zeros(steps.shape, dtype=torch.long)
+    word_index = torch.zeros(steps.shape, dtype=torch.long, device="cpu")
     for row, caption in zip(word_index, captions, strict=True):
         indices = [at for at, word in enumerate(cast("Sequence[_WordTokens]", caption)) for _ in word]
-        row[: len(indices)] = torch.tensor(indices)
+        row[: len(indices)] = torch.tensor(indices, device="cpu")
         row[len(indices) :] = len(caption)
     longest = max(len(caption) for caption in captions)
     return steps.new_zeros(len(captions), longest + 1).scatter_add(1, word_index.to(device), steps)

@@ -93,7 +93,7 @@ class CaptionObjective(Objective):
         keys = [(image, target.tokens) for image, row in enumerate(_caption_targets(targets)) for target in row]
         captions = list(dict.fromkeys(keys))
         device = outputs["fc"].device
-        token_rows = [torch.tensor(tokens, dtype=torch.long) for _, tokens in captions]
+        token_rows = [torch.tensor(tokens, dtype=torch.long, device="cpu") for _, tokens in captions]
         tokens = pad_sequence(token_rows, batch_first=True, padding_value=PADDING).to(device)
         images = torch.tensor([image for image, _ in captions], device=device)
         features = {name: tensor.index_select(0, images) for name, tensor in outputs.items()}

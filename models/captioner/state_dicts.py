@@ -405,7 +405,7 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor]) -> None:
         GradlightError: unless every weight fits.
     """
     own: dict[str, Any] = network.state_dict()
-    counters = {name: torch.tensor(0) for name in own if name.endswith("num_batches_tracked")}
+    counters = {name: torch.tensor(0, device="cpu") for name in own if name.endswith("num_batches_tracked")}
     new = {**counters, **state}
     problems = {
         "missing": [name for name in own if name not in new],

@@ -172,7 +172,9 @@ class Archive:
         storage = self._storages.get((source.key, source.dtype))
         if storage is None:
             data = self.storage_bytes(source.key)
-            storage = torch.frombuffer(data, dtype=source.dtype) if data else torch.empty(0, dtype=source.dtype)
+            storage = (
+                torch.frombuffer(data, dtype=source.dtype) if data else torch.empty(0, dtype=source.dtype, device="cpu")
+            )
             self._storages[source.key, source.dtype] = storage
         last = first + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
         if math.prod(sizes) and last >= len(storage):

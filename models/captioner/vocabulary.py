@@ -198,7 +198,7 @@ def encode_captions(vocabulary: Vocabulary, captions: Iterable[str | Sequence[st
         raise GradlightError(f"Captions of length {length} hold nothing; the length must be 1 or more.")
     rows = [vocabulary.encode(_caption_words(caption), unk="allow")[:length] for caption in captions]
     padded = [row + [PADDING] * (length - len(row)) for row in rows]
-    return torch.tensor(padded, dtype=torch.long).reshape(len(rows), length)
+    return torch.tensor(padded, dtype=torch.long, device="cpu").reshape(len(rows), length)
 
 
 def _caption_words(caption: str | Sequence[str]) -> list[str]:

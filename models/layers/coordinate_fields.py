@@ -243,7 +243,7 @@ def window_centres(arguments: Mapping[str, Any], dim: int, side: int) -> Tensor:
     stride = _at(arguments.get("stride"), dim, kernel)
     padding, dilation = _at(arguments.get("padding"), dim, 0), _at(arguments.get("dilation"), dim, 1)
     middle = dilation * (kernel - 1) / 2 - padding
-    windows = torch.arange(side, dtype=torch.float32)
+    windows = torch.arange(side, dtype=torch.float32, device="cpu")
     return (windows - middle) / stride if arguments.get("transposed") else windows * stride + middle
 
 
@@ -269,7 +269,7 @@ def even_centres(own: int, side: int) -> Tensor:
         >>> even_centres(4, 2).tolist()
         [0.5, 2.5]
     """
-    return (torch.arange(side, dtype=torch.float32) + 0.5) * (own / side) - 0.5
+    return (torch.arange(side, dtype=torch.float32, device="cpu") + 0.5) * (own / side) - 0.5
 
 
 def interpolate_along(field: Tensor, dim: int, positions: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ def _record(network: nn.Module, leaf: Tensor) -> tuple[Recorder, Any]:
     with ExitStack() as undo:
         for name, module in network.named_modules():
             if name:
-                undo.callback(module.register_forward_hook(partial(recorder.hook, name)).remove)
+                undo.callback(module.register_forward_hook(partial(recorder.hook, name), with_kwargs=True).remove)
         with tracker:
             return recorder, _run(network, leaf)
 

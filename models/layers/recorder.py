@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from typing import Any
 
@@ -14,7 +15,36 @@ from .coordinates import CoordinateTracker
 from .layout import Axes, Layout, grid_extent, layout_from_coordinates, layout_from_shape, read_axes
 from .stages import ModuleRun
 
-__all__ = ["Recorder"]
+__all__ = ["Recorder", "first_tensor"]
+
+
+def first_tensor(module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> Tensor | None:
+    """Give the first input of a module if it is a tensor, whether it is given by position or by keyword.
+
+    Args:
+        module: The module.
+        args: What it was called with by position.
+        keywords: What it was called with by keyword.
+
+    Returns:
+        The tensor, or None.
+
+    Example:
+        >>> first_tensor(nn.Conv2d(3, 4, 1), (), {"input": torch.zeros(1, 3, 8, 8)}).shape
+        torch.Size([1, 3, 8, 8])
+    """
+    if args:
+        return args[0] if isinstance(args[0], Tensor) else None
+    if not keywords:
+        return None
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):
+        parameters = {}.values()
+    # A forward that passes all on, as a wrapper does with **kwargs, is followed by the order of the call.
+    first = next((each.name for each in parameters if each.name in keywords), next(iter(keywords)))
+    value = keywords[first]
+    return value if isinstance(value, Tensor) else None
 
 
 class Recorder:
@@ -45,18 +75,17 @@ class Recorder:
         # Input of the last linear layer, a copy of it, and its output.
         self._last_linear: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def hook(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def hook(self, name: str, module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
         """Record one run of a module, as its forward hook."""
         with _disable_current_modes():  # what is computed here needs no coordinates
-            self._record(name, module, args, output)
+            self._record(name, module, first_tensor(module, args, keywords), output)
 
-    def _record(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _record(self, name: str, module: nn.Module, source: Tensor | None, output: Any) -> None:
         key = f"{name}:{self.run_counts[name]}" if self.run_counts[name] else name
         self.run_counts[name] += 1
         if not isinstance(output, Tensor) or not output.is_floating_point():
             self._leave_out(key, f"is a {type(output).__name__}, not one tensor of numbers")
             return
-        source = args[0] if args and isinstance(args[0], Tensor) else None
         if isinstance(module, nn.Linear) and output.ndim == 2 and source is not None:
             self._last_linear = (source, source.detach().clone(), output)
         layout, axes = self._layout(module, output)
@@ -150,7 +179,9 @@ class Recorder:
         if not self.tokens or not scores:
             return set()
         # Noise, because the sum of a softmax has no gradient either.
-        noise = [torch.randn(s.shape, generator=torch.Generator().manual_seed(0)).to(s) for s in scores]
+        noise = [
+            torch.randn(s.shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu").to(s) for s in scores
+        ]
         tensors = [tensor for tensor, _ in self.tokens.values()]
         gradients = torch.autograd.grad(scores, tensors, noise, retain_graph=True, allow_unused=True)
         layouts = [layout for _, layout in self.tokens.values()]
