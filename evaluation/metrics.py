@@ -333,7 +333,7 @@ def focus_of_samples(maps: SaliencyMaps, method: str, layer: str, samples: Seque
     for number, sample in enumerate(samples):
         label = maps.targets[number][0].label
         masks = [truth.mask for truth in sample.truths if truth.label == label]
-        rows, extent = maps.rows(method, layer, image=number), maps.about[layer].extent
+        rows, extent = maps.rows(method, layer, image=number), maps.layer_info[layer].extent
         values = lay_over_photo(rows, maps.images[number].view, extent)[0]
         focuses.append(focus(values, masks[0]) if masks else math.nan)
     return focuses

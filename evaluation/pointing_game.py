@@ -270,7 +270,7 @@ def pointed_locations(maps: SaliencyMaps) -> dict[str, list[list[float]]]:
     """
     view = maps.images[0].view
     return {
-        f"{method} / {layer}": _locations(maps.rows(method, layer).cpu(), layer, view, maps.about[layer].extent)
+        f"{method} / {layer}": _locations(maps.rows(method, layer).cpu(), layer, view, maps.layer_info[layer].extent)
         for method, layer in maps.pairs
     }
 

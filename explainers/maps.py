@@ -241,7 +241,7 @@ class SaliencyMaps(Dataset[Sample]):
             ([3, 1, 2, 2], [3, 1, 4, 4])
         """
         size = size or self.size
-        return upsample(self[method, layer], size, scaled_extent(self.about[layer].extent, self.size, size))
+        return upsample(self[method, layer], size, scaled_extent(self.layer_info[layer].extent, self.size, size))
 
     def resized(self, size: tuple[int, int]) -> SaliencyMaps:
         """Bring the maps of every method and layer to one size: bilinear, align_corners=False.
@@ -297,7 +297,7 @@ class SaliencyMaps(Dataset[Sample]):
 
     def _laid(self, key: tuple[str, str], size: tuple[int, int]) -> Tensor:
         """Upsample the rows of a method and layer to [M,H,W]."""
-        extent = scaled_extent(self.about[key[1]].extent, self.size, size)
+        extent = scaled_extent(self.layer_info[key[1]].extent, self.size, size)
         return upsample(self._maps[key].tensor().unsqueeze(1), size, extent).squeeze(1)
 
     def _layers_to_combine(self) -> dict[str, list[str]]:

@@ -152,7 +152,7 @@ def _draw_words(
 def _upsampled(maps: SaliencyMaps, image: int, method: str, layer: str) -> Array:
     """Return the maps of one image at the size of the pixels, one per target: [K,H,W]."""
     rows = maps.rows(method, layer, image=image).unsqueeze(0)
-    return upsample(rows, maps.size, maps.about[layer].extent)[0].double().cpu().numpy()
+    return upsample(rows, maps.size, maps.layer_info[layer].extent)[0].double().cpu().numpy()
 
 
 def _format_word(target: Target) -> str:

@@ -152,7 +152,7 @@ def _map_tensors(maps: SaliencyMaps) -> Iterator[tuple[str, int, Tensor]]:
     """Give the method, the number of the layer and the map [h,w] of the one image and target."""
     for method, layer in maps.pairs:
         values = maps.rows(method, layer, image=0)[0].detach().float().cpu()
-        if (extent := maps.about[layer].extent) is not None:  # the page lays every grid over all pixels
+        if (extent := maps.layer_info[layer].extent) is not None:  # the page lays every grid over all pixels
             values = upsample(values[None, None], maps.size, extent)[0, 0]
         yield method, maps.layers.index(layer), values
 

@@ -137,7 +137,7 @@ def _arrays(maps: SaliencyMaps, method: str, layer: str) -> tuple[Values, Values
     """Give one map as computed and upsampled; one that is not finite is flat, as on the page."""
     rows = maps.rows(method, layer).float().cpu()
     rows = rows if bool(rows.isfinite().all()) else rows.new_zeros(rows.shape)
-    laid = upsample(rows.unsqueeze(0), maps.size, maps.about[layer].extent)
+    laid = upsample(rows.unsqueeze(0), maps.size, maps.layer_info[layer].extent)
     return rows[0].double().numpy(), laid[0, 0].double().numpy()
 
 
