@@ -201,7 +201,7 @@ def exclusive(network: nn.Module) -> AbstractContextManager[Any]:
         The context. It is the lock itself wherever possible: no Ctrl-C can come between that and a `with`.
     """
     first, *others = _network_locks.of(network)
-    return _all_of([first, *others]) if others else first  # type: ignore[no-any-return]
+    return _all_of([first, *others]) if others else first
 
 
 @contextmanager
@@ -280,8 +280,11 @@ class _PlainRuns:
             self.runs.add(run)
             namespace.update({name: self.replacements[name] for name in self.originals})
             torch.set_autocast_cache_enabled(False)
-            if self.stance is None and "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
-                self.stance = torch.compiler.set_stance("force_eager")
+            dynamo = sys.modules.get("torch._dynamo.eval_frame")
+            if self.stance is None and hasattr(dynamo, "_stance"):
+                # Noted before it is changed: set_stance's own note is lost where Ctrl-C falls into it.
+                self.stance = vars(dynamo)["_stance"]
+                torch.compiler.set_stance("force_eager")
 
     def end(self, run: object) -> None:
         with self.lock:
@@ -289,7 +292,7 @@ class _PlainRuns:
                 vars(torch.utils.checkpoint).update(self.originals)
                 torch.set_autocast_cache_enabled(self.caches_casts)
                 if self.stance is not None:
-                    self.stance.__exit__(None, None, None)
+                    vars(sys.modules["torch._dynamo.eval_frame"])["_set_stance"](self.stance)
                     self.stance = None
             self.runs.discard(run)
 
