@@ -24,7 +24,17 @@ from torch import Tensor, nn
 
 from ..errors import GradlightError
 
-__all__ = ["HOOKS", "MODULE_FIELDS", "Describer", "Probe", "hooks_of", "is_plain", "own_names", "raw_bytes"]
+__all__ = [
+    "HOOKS",
+    "MODULE_FIELDS",
+    "Describer",
+    "Probe",
+    "hooks_of",
+    "is_filled",
+    "is_plain",
+    "own_names",
+    "raw_bytes",
+]
 
 # --- in-place writes to tensors ---
 
@@ -263,7 +273,7 @@ class Describer:
         ]
         own = {name: getattr(module, name) for name in own_names(module) if name not in MODULE_FIELDS}
         hooks = " ".join(map(self._text, hooks_of(module)))
-        return f"{_class_text(type(module))} {tensors} {list(module._modules)} {self._pairs(own)} {hooks}"
+        return f"{self._class(type(module))} {tensors} {list(module._modules)} {self._pairs(own)} {hooks}"
 
     def _text(self, value: Any) -> str:
         if is_plain(value):
@@ -300,7 +310,7 @@ class Describer:
     def _object(self, value: Any) -> str:
         """Describe what can be called, and any other object by its attributes."""
         if isinstance(value, type):
-            return _class_text(value)
+            return self._class(value)
         if isinstance(value, types.FunctionType):
             return self._function(value)
         if isinstance(value, types.MethodType):
@@ -315,7 +325,10 @@ class Describer:
             return f"{self.module(value)} {self._pairs(contents)}"
         if isinstance(value, (types.ModuleType, logging.Logger, types.BuiltinFunctionType)):
             return f"{getattr(value, '__module__', '')}.{value.__name__ if hasattr(value, '__name__') else ''}"
-        return f"{_class_text(type(value))} {self._pairs({name: getattr(value, name) for name in own_names(value)})}"
+        return f"{self._class(type(value))} {self._pairs({name: getattr(value, name) for name in own_names(value)})}"
+
+    def _class(self, kind: type) -> str:
+        return _class_text(kind)
 
     def _pairs(self, pairs: Mapping[Any, Any]) -> str:
         return "{" + ", ".join(f"{self._text(key)}: {self._text(value)}" for key, value in pairs.items()) + "}"
@@ -324,7 +337,7 @@ class Describer:
         name = f"{function.__module__}.{function.__qualname__}"
         if _is_of_torch(function.__module__):
             return name
-        closure = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
+        closure = [cell.cell_contents for cell in function.__closure__ or () if is_filled(cell)]
         contents = (function.__code__, function.__defaults__, function.__kwdefaults__, closure)
         return f"{name} {' '.join(map(self._text, contents))}"
 
@@ -422,7 +435,8 @@ def _is_of_torch(module: str | None) -> bool:
     return (module or "").partition(".")[0] == "torch"
 
 
-def _is_filled(cell: types.CellType) -> bool:
+def is_filled(cell: types.CellType) -> bool:
+    """Tell whether a cell of a closure has a value."""
     try:
         return cell.cell_contents is not cell
     except ValueError:

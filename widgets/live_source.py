@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -202,6 +203,7 @@ class CaptionerSource(LiveSource):
     def __init__(self, model: Captioner, image: Any, methods: Any, layers: Any) -> None:
         super().__init__(model, image, methods, layers)
         self._captions: dict[str, Caption] = {}
+        self._phrases: dict[str, Phrase] = {}
 
     def sentence(self, image: int, target: str) -> list[str]:
         """Give the words of the caption to which a target belongs."""
@@ -214,21 +216,26 @@ class CaptionerSource(LiveSource):
         text = " ".join(words)
         self._captions.setdefault(text, Caption(text, [], list(phrase.tokens), 0.0, [], phrase.ended))
         key = text if phrase.kind == "caption" else bracketed(words, phrase.start, phrase.stop)
+        if phrase.kind != "caption":
+            self._phrases.setdefault(key, Phrase(phrase.tokens, phrase.start, phrase.stop, phrase.ended))
         return Choice(key, phrase.label, phrase.kind, phrase.score)
 
     def target_spec(self, key: str) -> Any:
         """Give a caption whose tokens are known, some of its words, or the text itself."""
-        words = self.sentence(0, key)
-        caption = self._captions.get(" ".join(words))
-        if caption is None or "[" not in key:
-            return caption or key
-        start = next(i for i, word in enumerate(key.split()) if word.startswith("["))
-        stop = next(i for i, word in enumerate(key.split()) if word.endswith("]")) + 1
-        return Phrase(tuple(caption.tokens), start, stop, caption.ended)
+        if key in self._phrases:
+            return self._phrases[key]
+        caption = self._captions.get(" ".join(self.sentence(0, key)))
+        words = key.split()
+        starts = [at for at, word in enumerate(words) if word.startswith("[")]
+        stops = [at + 1 for at, word in enumerate(words) if word.endswith("]")]
+        if caption is None or not (starts and stops):  # brackets inside a word are those of the tokenizer's tokens
+            return key if caption is None or "[" in key else caption
+        return Phrase(tuple(caption.tokens), starts[0], stops[0], caption.ended)
 
     def resolve_target(self, image: int, text: str) -> str:
         """Bring a caption, with or without brackets around words, to words of the captioner's vocabulary."""
-        if " ".join(self.sentence(image, text)) in self._captions:
+        is_whole = not re.search(r"[^\s\[]\[|\][^\s\]]", text)
+        if is_whole and " ".join(self.sentence(image, text)) in self._captions:
             return " ".join(text.split())
         spec = self.model.objective(text).target_specs[0][0]
         if spec.tokens is None:

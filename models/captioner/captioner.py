@@ -58,6 +58,7 @@ class Captioner(Explainable):
     """
 
     network: CaptionNetwork
+    _options: type[DecodingOptions] = DecodingOptions
 
     def __init__(
         self,
@@ -167,7 +168,7 @@ class Captioner(Explainable):
             >>> caption.log_prob < 0
             True
         """
-        options = DecodingOptions(beam_size, max_length, suppress_unk, length_penalty)
+        options = self._options(beam_size, max_length, suppress_unk, length_penalty)
         captions: list[Caption] = []
         with exclusive(self.network), intact(self.network), preserved(self.network), torch.no_grad():
             for pixels in self._batches(as_list(images)):

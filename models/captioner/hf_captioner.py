@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -13,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ...errors import GradlightError
+from ...errors import GradlightError, GradlightWarning
 from ..huggingface import SOURCE, Files, ImageProcessor, of_transformers, own_preprocess, preprocess_of
 from ..objective import Targets
 from ..preprocessing import Preprocess
@@ -22,10 +23,17 @@ from .captioner import Captioner, make_caption
 from .decoder import PADDING, Decoder, Features, step_log_probs
 from .hf_decoder import FAMILIES, HFDecoder, HFFamily, HFNetwork, SubwordTokenizer, flatten_tokens, read_setting
 from .objective import CaptionObjective
-from .search import DecodingOptions, Hypothesis
+from .search import DecodingOptions, Hypothesis, check_decoding, select_rows
 from .targets import Caption, CaptionTarget, Phrase, parse, word_by_word
 
-__all__ = ["HFCaptioner", "SubwordDecodingOptions", "SubwordObjective", "open_captioner", "word_log_probs"]
+__all__ = [
+    "GenerateOptions",
+    "HFCaptioner",
+    "SubwordDecodingOptions",
+    "SubwordObjective",
+    "open_captioner",
+    "word_log_probs",
+]
 
 _WordTokens = tuple[int, ...]
 
@@ -92,11 +100,199 @@ def open_captioner(
     )
 
 
+# --- Decoding
+
+
+class GenerateOptions(DecodingOptions):
+    """How subwords are decoded: as the network's own `generate` does, by its generation_config.
+
+    The number of beams, and the limit if it is given, are those of the options. A length penalty by its name replaces
+    that of the network, and with it the search.
+    """
+
+    def decode(self, decoder: Decoder, features: Features) -> list[Hypothesis]:
+        """Search the best caption of each image; warns of settings that are not followed."""
+        if self.length_penalty is not None:
+            return super().decode(decoder, features)
+        check_decoding(self.beam_size, limit := decoder.max_length if self.max_length is None else self.max_length)
+        settings = cast(HFDecoder, decoder).settings
+        if ignored := [name for name in _NOT_FOLLOWED if _is_set(settings, name)]:
+            warnings.warn(
+                f"The caption is not that of the network's generate(): {', '.join(ignored)} of its generation_config"
+                " cannot be followed here. Decode with generate() and give its text as the target.",
+                GradlightWarning,
+                stacklevel=2,
+            )
+        with torch.no_grad():
+            search = _Generation(decoder, features, self.beam_size, limit, self.suppress_unk)
+            return search.greedy() if self.beam_size == 1 else search.beams()
+
+
+class SubwordDecodingOptions(GenerateOptions):
+    """How such a captioner decodes its own caption: a search over subwords, which are then grouped into words."""
+
+    def decode(self, decoder: Decoder, features: Features) -> list[Hypothesis]:
+        """Search the best caption of each image."""
+        tokenizer = cast(HFDecoder, decoder).tokenizer
+        return [
+            replace(hypothesis, tokens=tokenizer.group_words(hypothesis.tokens))
+            for hypothesis in super().decode(decoder, features)
+        ]
+
+
+_FACTORS = ("repetition_penalty", "encoder_repetition_penalty", "guidance_scale", "num_beam_groups")
+"""Settings that change nothing where they are 1."""
+_NOT_FOLLOWED: tuple[str, ...] = (
+    "do_sample",
+    "penalty_alpha",
+    "num_beam_groups",
+    "diversity_penalty",
+    "constraints",
+    "force_words_ids",
+)
+_NOT_FOLLOWED += (
+    "guidance_scale",
+    "renormalize_logits",
+    "stop_strings",
+    "max_time",
+    "watermarking_config",
+    "dola_layers",
+)
+_NOT_FOLLOWED += (
+    "encoder_repetition_penalty",
+    "encoder_no_repeat_ngram_size",
+    "token_healing",
+    "prompt_lookup_num_tokens",
+)
+_NEVER = -1e9
+
+
+class _Generation:
+    """The search of transformers' `generate` over a decoder's subwords."""
+
+    def __init__(self, decoder: Decoder, features: Features, size: int, limit: int, suppress_unk: bool) -> None:
+        self.decoder, self.size, self.limit = decoder, size, limit
+        self.settings, self.end = cast(HFDecoder, decoder).settings, decoder.special_tokens.end
+        self.unk = decoder.special_tokens.unk if suppress_unk else None
+        start = decoder.start(features)
+        self.count, device = len(start["h"]), start["h"].device
+        self.state = select_rows(start, torch.arange(self.count, device=device).repeat_interleave(size))
+        self.tokens = torch.full((self.count * size, 1), decoder.special_tokens.bos, device=device)
+        self.processors = _processors(self.settings, self.end, limit, device)
+
+    def greedy(self) -> list[Hypothesis]:
+        """Take the highest score at every step."""
+        ended = torch.zeros(self.count, dtype=torch.bool, device=self.tokens.device)
+        for _ in range(self.limit):
+            tokens = self._scores(torch.Tensor.float).argmax(-1).masked_fill(ended, self.end)
+            self.tokens = torch.cat([self.tokens, tokens[:, None]], 1)
+            ended |= tokens == self.end
+            if ended.all():
+                break
+        return [self._hypothesis(row, 0.0) for row in self.tokens[:, 1:].tolist()]
+
+    def beams(self) -> list[Hypothesis]:
+        """Search with beams: those that end are set aside, at most as many as there are beams."""
+        size, device = self.size, self.tokens.device
+        running = torch.full((self.count, size), _NEVER, device=device)
+        running[:, 0] = 0
+        best: list[list[tuple[float, list[int]]]] = [[] for _ in range(self.count)]
+        is_open = [True] * self.count
+        for length in range(1, self.limit + 1):
+            log_probs = self._scores(_log_softmax)
+            columns = log_probs.shape[1]
+            totals, indices = (running.flatten()[:, None] + log_probs).view(self.count, -1).topk(2 * size)
+            first = torch.arange(self.count, device=device)[:, None] * size
+            rows, tokens = first + indices // columns, indices % columns
+            history = torch.cat([self.tokens[rows], tokens[..., None]], 2)
+            ends = (tokens == self.end) | (length == self.limit)
+            for image, beam in ends[:, :size].nonzero().tolist():
+                if is_open[image]:
+                    score = float(totals[image, beam]) / length**self._penalty
+                    best[image].append((score, history[image, beam, 1:].tolist()))
+            running, kept = (totals + ends * _NEVER).topk(size)
+            rows = rows.gather(1, kept).flatten()
+            self.state = select_rows(self.state, rows)
+            self.tokens = history[torch.arange(self.count, device=device)[:, None], kept].flatten(0, 1)
+            for image, highest in enumerate(running[:, 0].tolist()):
+                best[image] = sorted(best[image], key=lambda found: -found[0])[:size]
+                is_open[image] &= self._can_improve(best[image], highest, length)
+            if not any(is_open):
+                break
+        if not all(best) or any(score != score for found in best for score, _ in found):
+            raise GradlightError(
+                "The captioner's log-probabilities are not finite (NaN), so no caption can be decoded. Check its"
+                " weights."
+            )
+        return [self._hypothesis(found[0][1], found[0][0]) for found in best]
+
+    @property
+    def _penalty(self) -> float:
+        penalty = self.settings.length_penalty
+        return 1.0 if penalty is None else float(penalty)
+
+    def _can_improve(self, best: Sequence[tuple[float, list[int]]], highest: float, length: int) -> bool:
+        """Return whether a running beam may still become better than those that have ended."""
+        if len(best) < self.size:
+            return True
+        early = self.settings.early_stopping
+        reached = self.limit if early == "never" and self._penalty > 0 else length
+        return early is not True and highest / reached**self._penalty > best[-1][0]
+
+    def _scores(self, normalise: Callable[[Tensor], Tensor]) -> Tensor:
+        """Read the last subwords; return the scores of the next, as the network's settings change them."""
+        self.state = self.decoder.advance(self.state, self.tokens[:, -1])
+        scores: Tensor = self.processors(self.tokens, normalise(self.state["h"]))
+        if self.unk is not None:
+            scores[:, self.unk] = _NEVER
+        return scores
+
+    def _hypothesis(self, tokens: list[int], score: float) -> Hypothesis:
+        ended = self.end in tokens
+        return Hypothesis(tuple(tokens[: tokens.index(self.end)] if ended else tokens), score, ended, score)
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    return torch.log_softmax(logits.float(), -1)
+
+
+def _is_set(settings: Any, name: str) -> bool:
+    value = getattr(settings, name, None)
+    return value is not None if name.startswith("forced") else bool(value) and not (name in _FACTORS and value == 1)
+
+
+def _processors(settings: Any, end: int, limit: int, device: torch.device) -> Any:
+    """Make what changes the scores of subwords, in the order of the library."""
+    from transformers.generation import logits_process as lp
+
+    made: dict[str, Callable[[Any], Any]] = {
+        "sequence_bias": lp.SequenceBiasLogitsProcessor,
+        "repetition_penalty": lp.RepetitionPenaltyLogitsProcessor,
+        "no_repeat_ngram_size": lp.NoRepeatNGramLogitsProcessor,
+        "bad_words_ids": lambda words: lp.NoBadWordsLogitsProcessor(words, torch.tensor([end], device=device)),
+        "min_length": lambda least: lp.MinLengthLogitsProcessor(least, end, device=str(device)),
+        "min_new_tokens": lambda least: lp.MinNewTokensLengthLogitsProcessor(1, least, end, device=str(device)),
+        "forced_bos_token_id": lp.ForcedBOSTokenLogitsProcessor,
+        "forced_eos_token_id": lambda forced: lp.ForcedEOSTokenLogitsProcessor(limit + 1, forced, device=str(device)),
+        "remove_invalid_values": lambda _: lp.InfNanRemoveLogitsProcessor(),
+        "exponential_decay_length_penalty": lambda decay: lp.ExponentialDecayLengthPenalty(decay, end, 1),
+        "suppress_tokens": lambda tokens: lp.SuppressTokensLogitsProcessor(tokens, device=str(device)),
+        "begin_suppress_tokens": lambda t: lp.SuppressTokensAtBeginLogitsProcessor(t, 1, device=str(device)),
+    }
+    return lp.LogitsProcessorList(
+        [make(getattr(settings, name)) for name, make in made.items() if _is_set(settings, name)]
+    )
+
+
+# --- The captioner
+
+
 class HFCaptioner(Captioner):
     """A captioner of transformers: like `Captioner`, with a tuple of subword numbers as the token of each word."""
 
     network: HFNetwork
     vocabulary: SubwordTokenizer
+    _options = GenerateOptions
 
     def objective(self, target: Any = None, unk: str | None = None) -> SubwordObjective:
         """Make the objective of a target (see `Captioner.objective`)."""
@@ -131,19 +327,7 @@ class HFCaptioner(Captioner):
         """Check nothing: the library has joined encoder and decoder, and many accept pixels of only one size."""
 
 
-# --- Decoding and scoring by words
-
-
-class SubwordDecodingOptions(DecodingOptions):
-    """How such a captioner decodes its own caption: a search over subwords, which are then grouped into words."""
-
-    def decode(self, decoder: Decoder, features: Features) -> list[Hypothesis]:
-        """Search the best caption of each image."""
-        tokenizer = cast(HFDecoder, decoder).tokenizer
-        return [
-            replace(hypothesis, tokens=tokenizer.group_words(hypothesis.tokens))
-            for hypothesis in super().decode(decoder, features)
-        ]
+# --- Scoring by words
 
 
 class SubwordObjective(CaptionObjective):
@@ -192,9 +376,8 @@ def _encode_brackets(target: Any, vocabulary: SubwordTokenizer, unk: str) -> Any
     if match is None or not (match[1].strip() or match[3].strip()):
         return target
     before, inside, after = match.groups()
-    tokens = tuple(vocabulary.encode(before + inside + after, unk))
-    start, stop = (len(text.split()) for text in (before, before + inside))
-    return Phrase(tokens, start, stop)
+    tokens, start, stop = vocabulary.encode_phrase(before, inside, after, unk)
+    return Phrase(tuple(tokens), start, stop)
 
 
 # --- The parts of a captioner in the library

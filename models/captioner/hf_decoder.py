@@ -1,144 +1,31 @@
-"""The captioners of transformers as encoder and decoder: one table row per family, and their subword tokenizers.
+"""The captioners of transformers as encoder and decoder: one table row per family.
 
-Targets of a captioner are words, but these decoders predict subword tokens. So here one token of a caption stands for
-one word and is the tuple of its subword numbers. The records that all captioners share (`Hypothesis`, `Phrase`,
-`Caption`) type it as an int, and never look into it:
-
-    text          "a starfish above"
-    subwords      [4, 9, 17, 6]               of the tokenizer
-    tokens        [(4,), (9, 17), (6,)]       one per word
+The tokens of their captions are tuples of subword numbers (`vocabulary.SubwordTokenizer`).
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...errors import GradlightError, nearest
-from .decoder import Decoder, EndRule, Features, SpecialTokens, State
+from ...errors import GradlightError
+from .decoder import Decoder, EndRule, Features, State
 from .encoder import CaptionNetwork
-from .vocabulary import UNKNOWN, Vocabulary
+from .vocabulary import SubwordTokenizer, flatten_tokens
 
 __all__ = ["FAMILIES", "HFDecoder", "HFFamily", "HFNetwork", "SubwordTokenizer", "flatten_tokens", "read_setting"]
-
-WordToken = tuple[int, ...]
-"""The subword numbers of one word."""
 
 _DEFAULT_LIMIT = 20
 """The library's own limit where neither the network nor the caller has one."""
 _HALF_PRECISION = (torch.float16, torch.bfloat16)
 _END_RULE = EndRule(float("inf"))
 """An ended beam is set aside, and another beam replaces it."""
-
-
-# --- Subword tokens and words
-
-
-class SubwordTokenizer(Vocabulary):
-    """A subword tokenizer of transformers, with the interface of a vocabulary of words.
-
-    Every token that it takes or returns is one word: a tuple of subword numbers.
-
-    Args:
-        tokenizer: the tokenizer of the library.
-        bos: the number of the token before the first word.
-        end: the number of the token that ends a caption.
-        max_subwords: the maximal number of subwords of a caption.
-
-    Raises:
-        GradlightError: if the tokenizer has only special tokens, or does not have END.
-    """
-
-    def __init__(self, tokenizer: Any, bos: int, end: int, max_subwords: int) -> None:
-        numbers = tokenizer.get_vocab()
-        # Where its files are missing, the library makes a tokenizer that has only special tokens.
-        if end not in numbers.values() or numbers.keys() <= {*tokenizer.all_special_tokens}:
-            raise GradlightError(
-                f"This tokenizer has {len(numbers)} subword tokens and is not that of this network, whose captions"
-                f" end with number {end}. Give tokenizer= the one that the network was trained with."
-            )
-        unk = tokenizer.unk_token_id
-        # Some tokenizers that can encode every text use END as the unknown token as well.
-        special_tokens = SpecialTokens(bos, end, None if unk in (bos, end) else unk)
-        super().__init__({number: subword for subword, number in numbers.items()}, special_tokens)
-        self.tokenizer, self.max_subwords = tokenizer, max_subwords
-
-    def group_words(self, subwords: Sequence[int]) -> tuple[int, ...]:
-        """Group subword numbers into tokens, one per word."""
-        return cast("tuple[int, ...]", tuple(word for word, _ in self._split_words(subwords)))
-
-    def decode(self, tokens: Iterable[int]) -> list[str]:
-        """Return the words of tokens, as the tokenizer decodes them one after another."""
-        tokens = tuple(tokens)
-        texts = [text for _, text in self._split_words(flatten_tokens(tokens))]
-        if len(texts) == len(tokens):
-            return texts
-        # Words that were grouped in another context may be decoded without a blank between them here.
-        return [self._decode_subwords(flatten_tokens([token])).strip() for token in tokens]
-
-    def encode(self, text: str | Sequence[str], unk: str = "error") -> list[int]:
-        """Return the tokens of a text, or of words joined by blanks.
-
-        Args:
-            text: a text, or a list of words.
-            unk: "allow" takes UNK for what the tokenizer has no subwords for; "error" refuses it.
-
-        Returns:
-            One token per word.
-
-        Raises:
-            GradlightError: for an unknown word, with the nearest words of the vocabulary, for a text without words, and
-                for a text that is too long.
-        """
-        if unk not in UNKNOWN:
-            raise GradlightError(f'unk={unk!r} is unknown; give "error" or "allow".{nearest(str(unk), UNKNOWN)}')
-        text = text if isinstance(text, str) else " ".join(text)
-        subwords = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if not subwords or not self._decode_subwords(subwords).strip():
-            raise GradlightError(f"There is no word in {text!r}, so there is nothing to explain.")
-        if len(subwords) > self.max_subwords:
-            raise GradlightError(
-                f"{text[:40]!r}… has {len(subwords)} subword tokens, and this captioner reads {self.max_subwords} at"
-                " most."
-            )
-        if unk == "error" and self.special_tokens.unk in subwords:
-            raise GradlightError(self._format_unknown(list(self._unknown_words(text)), unk))
-        return list(self.group_words(subwords))
-
-    def _unknown_words(self, text: str) -> Iterator[str]:
-        """List the words of a text that the tokenizer has no subwords for."""
-        for word in dict.fromkeys(text.split()):
-            if self.special_tokens.unk in self.tokenizer(word, add_special_tokens=False)["input_ids"]:
-                yield word
-
-    def _split_words(self, subwords: Sequence[int]) -> Iterator[tuple[WordToken, str]]:
-        """Split subwords where their decoded text has blanks: the subwords of each word, and its text."""
-        counts = [len(self._decode_subwords(subwords[:stop]).split()) for stop in range(1, len(subwords) + 1)]
-        texts = self._decode_subwords(subwords).split()
-        starts = [at for at, count in enumerate(counts) if at == 0 or count > counts[at - 1] > 0]
-        for start, stop in zip(starts, [*starts, len(subwords)][1:], strict=True):
-            first = counts[start - 1] if start else 0
-            yield tuple(subwords[start:stop]), " ".join(texts[first : counts[stop - 1]])
-
-    def _decode_subwords(self, subwords: Sequence[int]) -> str:
-        text: str = self.tokenizer.decode(list(subwords), clean_up_tokenization_spaces=False)
-        return text
-
-
-def flatten_tokens(tokens: Iterable[int]) -> list[int]:
-    """Return the subword numbers of tokens, one after another.
-
-    Example:
-        >>> flatten_tokens([(4,), (9, 17)])
-        [4, 9, 17]
-    """
-    return [subword for word in cast("Iterable[WordToken]", tokens) for subword in word]
 
 
 # --- Encoder and decoder of a network
@@ -186,6 +73,7 @@ class HFDecoder(Decoder):
         # The names `parts` and `bridge` are in the keys of the state dict, and so in the weights' fingerprint.
         self.parts = nn.ModuleDict(family.text_modules(network))
         self.tokenizer, self.run_decoder = tokenizer, family.run_decoder
+        self.settings = family.generator(network).generation_config
 
     def start(self, features: Features) -> State:
         """Read the features; the returned state has seen no subword."""

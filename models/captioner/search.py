@@ -14,7 +14,15 @@ from torch import Tensor
 from ...errors import GradlightError
 from .decoder import Decoder, Features, State
 
-__all__ = ["DecodingOptions", "Hypothesis", "beam_search", "generate", "length_score"]
+__all__ = [
+    "DecodingOptions",
+    "Hypothesis",
+    "beam_search",
+    "check_decoding",
+    "generate",
+    "length_score",
+    "select_rows",
+]
 
 _UNK_PENALTY = 1000.0
 
@@ -110,9 +118,7 @@ def beam_search(
     Raises:
         GradlightError: if a number is not 1 or more, or if the log-probabilities are not finite.
     """
-    for name, value in (("beam_size", beam_size), ("max_length", limit)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise GradlightError(f"{name} must be a whole number, 1 or more; it is {value!r}.")
+    check_decoding(beam_size, limit)
     with torch.no_grad():
         beams = _Beams(decoder, features, beam_size, length_score(penalty), stops_early=penalty is None)
         for step in range(limit):
@@ -122,6 +128,13 @@ def beam_search(
             if beams.finished():
                 break
     return beams.best()
+
+
+def check_decoding(beam_size: Any, limit: Any) -> None:
+    """Raise GradlightError unless the number of beams and the maximal length are whole numbers, 1 or more."""
+    for name, value in (("beam_size", beam_size), ("max_length", limit)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise GradlightError(f"{name} must be a whole number, 1 or more; it is {value!r}.")
 
 
 def generate(
@@ -175,7 +188,7 @@ class _Beams:
         self.count, self.size = len(state["h"]), size
         self.decoder, self.score, self.stops_early = decoder, score, stops_early
         device = state["h"].device
-        self.state = _select_rows(state, torch.arange(self.count, device=device).repeat_interleave(size))
+        self.state = select_rows(state, torch.arange(self.count, device=device).repeat_interleave(size))
         self.last_tokens = torch.full((self.count * size,), decoder.special_tokens.bos, device=device)
         # All beams are equal before the first token, so one of them is enough.
         self.sums = torch.full((self.count, size), -math.inf, device=device, dtype=torch.float64)
@@ -199,7 +212,7 @@ class _Beams:
         rows, tokens = indices // columns, indices % columns
         self.history = torch.cat([self.history.gather(1, _expand(rows, self.history)), tokens[..., None]], 2)
         first = torch.arange(self.count, device=rows.device)[:, None] * self.size
-        self.state = _select_rows(self.state, (first + rows).flatten())
+        self.state = select_rows(self.state, (first + rows).flatten())
         self.last_tokens = tokens.flatten()
         self._end_beams(tokens == self._end)
 
@@ -251,7 +264,8 @@ class _Beams:
         return [max(hypotheses, key=lambda hypothesis: hypothesis.rank) for hypotheses in self.hypotheses]
 
 
-def _select_rows(state: State, rows: Tensor) -> State:
+def select_rows(state: State, rows: Tensor) -> State:
+    """Return the rows of a decoder's state."""
     return {name: tensor.index_select(0, rows) for name, tensor in state.items()}
 
 

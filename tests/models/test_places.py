@@ -190,7 +190,7 @@ def test_a_map_behind_a_crop_is_laid_where_it_belongs(tmp_path: Path) -> None:
     torch.testing.assert_close(sent["body.2"], laid[0, 0], msg="the viewer's page has no extents")
     maps.save(tmp_path / "maps.h5")
     with gl.load(tmp_path / "maps.h5") as stored:
-        assert stored.about == maps.about
+        assert stored.layer_info == maps.layer_info
         torch.testing.assert_close(stored.upsampled("normgrad", "body.2"), laid)
     with h5py.File(tmp_path / "maps.h5", "r+") as file:
         assert find_problems(file) == []
