@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import pickle
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -155,7 +155,7 @@ def test_a_pickle_is_never_executed(protocol: int, plain: bool, tmp_path: Path) 
     assert not (tmp_path / "canary").exists()
 
 
-@pytest.mark.parametrize("content", [{"args": argparse.Namespace(lr=1), "state_dict": {}}, nn.Linear(1, 1)])
+@pytest.mark.parametrize("content", [{"args": types.SimpleNamespace(lr=1), "state_dict": {}}, nn.Linear(1, 1)])
 def test_whole_objects_are_refused_with_the_way_out(content: Any, tmp_path: Path) -> None:
     with pytest.raises(GradlightError, match="keep only the weights"):
         read_state(saved(content, tmp_path / "w.pth"))
