@@ -1,8 +1,7 @@
 """Change detection: whether tensors were written to, and a stable text of what a Python value is made of.
 
 `Probe` notices in-place writes to tensors without reading all their numbers, by version counters, column sums and
-samples. `Describer` turns values into text: values that behave alike get the same text, in every process, so that a
-checksum of the text tells whether a network or an objective is still the same.
+samples. `Describer` turns values into text, the same in every process for values that behave alike, for checksums.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import GradlightError, nearest
-from .objective import AnswerForm, Objective, Target, Targets, examine_answer, run
+from .answer import AnswerForm, examine_answer
+from .objective import Objective, Target, Targets, run
 
 __all__ = [
     "Class",
@@ -68,7 +69,6 @@ class ClassLabels:
             GradlightError: If another number of names was given.
 
         Example:
-            >>> from gradlight.models.class_objective import ClassLabels
             >>> ClassLabels(None).settle(2)
             ['class_0', 'class_1']
         """

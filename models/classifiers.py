@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import GradlightError, nearest
+from .answer import AnswerForm
 from .base import Explainable, ImageLike, Photo, as_list, intact
 from .checkpoints import PathLike, load_checkpoint
 from .class_objective import ClassLabels, ClassObjective, Output, find_logits, parse
@@ -23,7 +24,6 @@ from .huggingface import (
     own_preprocess,
 )
 from .images import read_images, read_pixels
-from .objective import AnswerForm
 from .preprocessing import IMAGENET, Preprocess, Preprocessing
 from .preserve import Device, check_explainable, exclusive, preserved, to_device, unwrapped
 from .registry import SOURCES, LoadedNetwork

@@ -23,8 +23,8 @@ from ..data import images as pictures
 from ..errors import GradlightError
 from .change_detection import MODULE_FIELDS, Describer, Probe, hooks_of, is_plain, own_names, raw_bytes
 from .class_objective import ClassLabels
+from .code_reading import at_hand, functions_of, library_of, members_of, module_of, names_read
 from .objective import Objective
-from .registry import at_hand, functions_of, library_of, members_of, module_of, names_read
 
 __all__ = [
     "Fingerprint",

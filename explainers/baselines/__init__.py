@@ -20,10 +20,9 @@ from .baseline import Baseline, at_layers, at_pixels
 from .captum_methods import integrated_gradients, lime, occlusion, smoothgrad
 from .deep_lift import deep_lift
 from .excitation import contrastive_excitation_backprop, excitation_backprop
-from .extremal import extremal_perturbation
 from .lrp import lrp
+from .perturbation import extremal_perturbation, rise
 from .rectifiers import deconvnet, guided_backprop
-from .rise import rise
 
 __all__ = ["BASELINES", "Baseline", "at_layers", "at_pixels"]
 

@@ -51,7 +51,7 @@ class Baseline:
 
     Example:
         >>> from functools import partial
-        >>> from gradlight.explainers.baselines.rise import rise
+        >>> from gradlight.explainers.baselines.perturbation import rise
         >>> Baseline("rise_500", partial(rise, masks=500), at_pixels).name
         'rise_500'
     """

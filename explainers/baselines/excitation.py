@@ -17,15 +17,21 @@ from torch import Tensor
 from ...models.base import Layer
 from ...models.objective import Objective, Target
 from .backward_rules import (
+    ADDITIONS,
+    ALLOWED,
     AVERAGES,
     RECTIFIERS,
+    SCALINGS,
     BackwardRules,
     OperationRule,
+    distribute,
     out_of_place,
+    pass_constant_factor,
+    pass_unchanged,
     replace_backward,
+    split_addition,
     tap_under_rules,
 )
-from .proportional import ADDITIONS, ALLOWED, SCALINGS, distribute, pass_constant_factor, pass_unchanged, split_addition
 
 __all__ = ["contrastive_excitation_backprop", "excitation_backprop"]
 

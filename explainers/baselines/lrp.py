@@ -16,18 +16,22 @@ from torch import Tensor
 
 from ...models.base import Layer
 from ...models.objective import Objective, Target
-from .backward_rules import AVERAGES, RECTIFIERS, BackwardRules, out_of_place, replace_backward
-from .baseline import score_function
-from .proportional import (
+from .backward_rules import (
     ADDITIONS,
     ALLOWED,
+    AVERAGES,
+    RECTIFIERS,
     SCALINGS,
+    BackwardRules,
     Quotient,
     distribute,
+    out_of_place,
     pass_constant_factor,
     pass_unchanged,
+    replace_backward,
     split_addition,
 )
+from .baseline import score_function
 
 __all__ = ["lrp"]
 

@@ -28,8 +28,7 @@ from ..evaluation.weight_randomisation import weight_randomisation
 from ..evaluation.word_pointing import TOLERANCE as SHARE
 from ..explainers.baselines import Baseline, at_pixels
 from ..explainers.baselines.captum_methods import lime
-from ..explainers.baselines.extremal import extremal_perturbation
-from ..explainers.baselines.rise import rise
+from ..explainers.baselines.perturbation import extremal_perturbation, rise
 from ..explainers.explain import explain
 from ..explainers.methods import MethodLike
 from ..models.base import Explainable

@@ -17,7 +17,7 @@ import gradlight as gl
 from gradlight.explainers.baselines import BASELINES, Baseline
 from gradlight.explainers.baselines.baseline import at_layers, at_pixels
 from gradlight.explainers.baselines.deep_lift import deep_lift
-from gradlight.explainers.baselines.rise import rise
+from gradlight.explainers.baselines.perturbation import rise
 from gradlight.models.base import Layer
 from gradlight.models.preserve import preserved
 

@@ -15,8 +15,14 @@ from torch import Tensor, nn
 import gradlight as gl
 from gradlight.data.scenes import generator as scenes
 from gradlight.explainers.baselines import BASELINES
-from gradlight.explainers.baselines.extremal import SmoothMask, area_penalty, blur_pyramid, blurred, perturbed
-from gradlight.explainers.baselines.rise import random_masks
+from gradlight.explainers.baselines.perturbation import (
+    SmoothMask,
+    area_penalty,
+    blur_pyramid,
+    blurred,
+    perturbed,
+    random_masks,
+)
 from gradlight.models.base import Layer
 from gradlight.models.preserve import preserved
 
