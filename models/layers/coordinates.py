@@ -89,9 +89,18 @@ class CoordinateTracker(TorchDispatchMode):
                     self._field_by_tensor[tensor] = field
                 else:
                     self._field_by_tensor.pop(tensor, None)
+            if operation == "copy_" and self._root_of(args[0]) is self._root_of(args[1]):
+                # A part repeated within its own tensor, as circular padding does: it continues the grid.
+                self._field_by_tensor[args[0]] = no_coordinates(args[0])
             if operation.endswith("_") and isinstance(args[0], Tensor):
                 self._write_through(args[0])
         return output
+
+    def _root_of(self, tensor: Tensor) -> Tensor:
+        """Follow views to the tensor that they are views of."""
+        while tensor in self._origin_by_view:
+            tensor = self._origin_by_view[tensor][2]
+        return tensor
 
     def _write_through(self, tensor: Tensor) -> None:
         """Write the coordinates of a part, which an operation has overwritten, into the tensor that it is a view of."""

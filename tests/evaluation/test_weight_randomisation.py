@@ -18,7 +18,7 @@ from torch import nn
 
 import gradlight as gl
 from gradlight.data.scenes.generator import HELD_OUT, draw
-from gradlight.errors import GradlightError
+from gradlight.errors import GradlightError, GradlightWarning
 from gradlight.evaluation import weight_randomisation as module
 from gradlight.evaluation.fixed_targets import FixedTargetModel, copy_model
 from gradlight.evaluation.ledger import Ledger
@@ -170,7 +170,8 @@ def test_modules_are_found_in_the_order_in_which_they_run() -> None:
     found = weighted_modules(FixedTargetModel(model).objective(maps.targets), pixels, maps.targets)
     assert found == ["first", "norm", "second", "head", ""]
     attending = gl.classifier(_Attending(network), preprocess=pixels_of)
-    maps = gl.explain(attending, pixels, layers="input")
+    with pytest.warns(GradlightWarning, match="other images of its batch"):  # its first axis is the sequence
+        maps = gl.explain(attending, pixels, layers="input")
     found = weighted_modules(FixedTargetModel(attending).objective(maps.targets), pixels, maps.targets)
     assert found == ["parts.1", "parts.2.out_proj", "parts.2"]
 

@@ -157,8 +157,10 @@ def test_a_layers_own_weight_and_what_a_captioner_has_not(model: Captioner) -> N
     assert all(found["normgrad_real", layer].isfinite().all() for layer in found.layers)
     with pytest.raises(GradlightError, match=r"cam was asked at 'layer[12]'.*Ask for grad_cam"):
         gl.explain(model, PIXELS, TEXT, methods="cam")
-    with pytest.raises(GradlightError, match=r"real contributions were asked at 'layer[12]'"):
-        gl.explain(model, PIXELS, TEXT, methods="normgrad_real")
+    by_default = gl.explain(model, PIXELS, TEXT, methods="normgrad_real")
+    assert by_default.layers
+    modules = dict(model.trunk.named_modules())
+    assert all(isinstance(modules[layer], nn.Conv2d) for layer in by_default.layers)
 
 
 def test_the_maps_of_the_pixels_themselves(model: Captioner) -> None:

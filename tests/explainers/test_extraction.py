@@ -145,6 +145,7 @@ def test_what_a_place_does_not_have_is_an_error(layers: str, method: str, messag
         gl.explain(gl.classifier(network), PIXELS, 2, methods=method, layers=layers)
 
 
+@pytest.mark.filterwarnings("ignore:The network's answer for an image depends on the other images")
 @pytest.mark.parametrize(
     ("module", "message"),
     [

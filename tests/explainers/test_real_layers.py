@@ -310,6 +310,8 @@ REFUSED: dict[str, tuple[Build, str, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:The network's answer for an image depends on the other images")
+@pytest.mark.filterwarnings("ignore:The network answers by chance")
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_taken_apart_is_refused(name: str):
     build, layer, message = REFUSED[name]
