@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import gc
 import random
-import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import FrameType
@@ -281,99 +279,6 @@ def test_an_error_in_a_hook_of_ones_own(meta: gl.Meta | None, error: BaseExcepti
 
 def _raise(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
-
-
-@contextmanager
-def alarms_interrupt() -> Iterator[None]:
-    former = signal.signal(signal.SIGALRM, _raise)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, former)
-
-
-def interrupted(work: Callable[[], Any], seconds: float) -> KeyboardInterrupt | None:
-    """Run some work, and Ctrl-C after some time."""
-    try:
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-        work()
-        signal.setitimer(signal.ITIMER_REAL, 0)
-    except KeyboardInterrupt as error:
-        return error
-    return None
-
-
-def seconds_of(work: Callable[[], Any]) -> float:
-    """Measure the shortest of a few runs: other programs may be running here."""
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-needs_alarms = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
-
-
-@needs_alarms
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("moments", [30, pytest.param(200, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("meta", METAS, ids=["plain", "descent", "ascent"])
-@pytest.mark.parametrize("method", ["selective_normgrad", "smoothgrad", "guided_backprop"])
-def test_ctrl_c_at_any_moment(method: str, meta: gl.Meta | None, moments: int):
-    """The interrupt itself, with all its frames, stays alive, as in a notebook."""
-    network = build()
-    model = gl.classifier(network)
-    pixels = torch.cat(PIXELS[:2])
-
-    def work() -> Tensor:
-        layer = "input" if method == "smoothgrad" else "6"
-        maps: Tensor = gl.explain(model, pixels, [["top", 1]], methods=method, layers=layer, meta=meta)[method, layer]
-        return maps
-
-    right = work()
-    duration = seconds_of(work)
-    draw, hits = random.Random(0), 0
-    before, around = state(network), torch_state()
-    with alarms_interrupt():
-        for _ in range(moments):
-            # Half of them fall into the last moments, where everything is put back.
-            share = draw.uniform(0.0, 1.0) if draw.random() < 0.5 else draw.uniform(0.8, 1.05)
-            error = interrupted(work, max(share * duration, 1e-5))
-            hits += error is not None
-            check(network, before)
-            assert torch_state() == around
-    assert hits > moments / 4
-    assert free(network)
-    assert same_as(right, work())
-    del error
-    gc.collect()
-    check(network, before)
-
-
-@needs_alarms
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("moments", [30, pytest.param(200, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["predict", "layers"])
-def test_ctrl_c_in_predict_and_in_the_search_for_layers(name: str, moments: int):
-    network = build()
-    work: dict[str, Callable[[], Any]] = {
-        "predict": lambda: gl.classifier(network).predict(PIXELS[0]),
-        "layers": lambda: gl.classifier(network).layers((16, 16)),
-    }
-    work[name]()
-    duration = seconds_of(work[name])
-    draw = random.Random(1)
-    before, around = state(network), torch_state()
-    with alarms_interrupt():
-        for _ in range(moments):
-            error = interrupted(work[name], max(draw.uniform(0.0, 1.05) * duration, 1e-5))
-            check(network, before)
-            assert torch_state() == around
-    assert free(network)
-    del error
 
 
 def test_a_context_that_is_never_left_is_undone_when_it_goes():
