@@ -1,4 +1,4 @@
-"""Calls at the same time, and Ctrl-C at any moment: every map is right, and nothing is left changed."""
+"""Calls at the same time, and errors in the middle of them: every map is right, and nothing is left changed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -275,10 +274,6 @@ def test_an_error_in_a_hook_of_ones_own(meta: gl.Meta | None, error: BaseExcepti
     calls[:] = [0, -1]
     assert free(network)
     assert same_as(right, gl.explain(model, PIXELS[0], 1, layers="6", meta=meta)["selective_normgrad", "6"])
-
-
-def _raise(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def test_a_context_that_is_never_left_is_undone_when_it_goes():
