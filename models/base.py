@@ -312,7 +312,7 @@ _AUTOCAST_DEVICES = ("cpu", "cuda")
 
 
 class intact:  # noqa: N801  # a context manager, as `suppress`
-    """Finish a clean-up that Ctrl-C interrupts: every error leaves the network and torch's state as they were.
+    """Finish a clean-up that Ctrl-C interrupts, as far as that can be done from outside of it.
 
     The clean-ups inside do the work. This is for the moment when an interrupt falls into one of them.
 
